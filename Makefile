@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sockmesh: one Makefile, no configure. `make help` lists the targets, V=1 shows the commands.
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := all
+
+CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
+CLANG   ?= clang
+BPFTOOL ?= $(firstword $(wildcard /usr/sbin/bpftool /usr/bin/bpftool) bpftool)
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+# A sanitizer build lives beside the ordinary one: make SANITIZE=1
+SANITIZE ?=
+B := build$(if $(SANITIZE),/sanitize)$(if $(filter clang%,$(notdir $(CC))),/clang)
+# Skeletons do not depend on the compiler or on sanitizers; every build shares them.
+G := build/gen
+
+VERSION := $(shell cat VERSION)
+
+Q   := $(if $(filter 1,$(V)),,@)
+say  = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' $(1) $(2))
+
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Werror
+INCLUDES := -Icommon -Ibpf -Inode-agent -Inode-agent/registration -Inode-agent/redirect \
+	-Inode-agent/observe -Inode-agent/install -Inode-agent/ctl -Icni-plugin -Itest/lib -I$(G)
+CPPFLAGS := -D_GNU_SOURCE -DSOCKMESH_VERSION='"$(VERSION)"' $(INCLUDES) $(EXTRA_CPPFLAGS)
+CFLAGS ?= -O2 -g
+ALL_CFLAGS := -std=gnu11 $(WARN) -fno-strict-aliasing -fstack-protector-strong $(CFLAGS) \
+	$(if $(SANITIZE),-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+, := ,
+ALL_LDFLAGS := -Wl,-z,relro,-z,now $(LDFLAGS) $(if $(SANITIZE),-fsanitize=address$(,)undefined)
+
+# ---- sources -----------------------------------------------------------------------------------
+
+COMMON_SRC := $(wildcard common/*.c)
+PLUGIN_SRC := $(wildcard cni-plugin/*.c)
+CTL_SRC    := $(wildcard node-agent/ctl/*.c)
+AGENT_SRC  := $(wildcard node-agent/*.c) \
+	$(foreach d,registration redirect accelerate kube ambient install observe,$(wildcard node-agent/$(d)/*.c))
+UNIT_SRC   := $(wildcard test/unit/*_test.c)
+FUZZ_SRC   := $(wildcard test/fuzz/*_fuzz.c)
+PROG_SRC   := $(wildcard test/contract/*.c) $(wildcard test/integration/*.c) $(wildcard test/bench/*.c)
+
+# Every object file of the product but the mains: what unit tests and fuzzers link against.
+MAINS   := cni-plugin/main.c node-agent/main.c node-agent/ctl/main.c
+LIB_SRC := $(filter-out $(MAINS),$(COMMON_SRC) $(PLUGIN_SRC) $(CTL_SRC) $(AGENT_SRC))
+obj      = $(patsubst %.c,$(B)/obj/%.o,$(1))
+
+BIN := $(B)/bin/sockmesh-cni $(B)/bin/sockmesh-agent $(B)/bin/sockmeshctl
+UNIT_BIN := $(patsubst test/unit/%.c,$(B)/test/unit/%,$(UNIT_SRC))
+PROG_BIN := $(patsubst test/%.c,$(B)/test/%,$(PROG_SRC))
+FUZZ_BIN := $(patsubst test/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
+
+# Each skeleton is one BPF object made of one or more files of bpf/.
+DATAPATH_BPF := outbound original_dst dns listeners
+SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/listener_scan.skel.h
+
+# ---- programs ----------------------------------------------------------------------------------
+
+.PHONY: all
+all: $(BIN) ## the three programs (default)
+
+AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcap-ng
+CTL_LIBS   := -ljansson
+# The plugin runs on the host's file system, whatever distribution that is: fully static.
+# Sections that nothing reaches are dropped, which is what keeps it under 1 MB.
+PLUGIN_LINK := $(if $(SANITIZE),,-static -Wl$(,)--gc-sections -s)
+
+$(B)/bin/sockmesh-cni: $(call obj,$(COMMON_SRC) $(PLUGIN_SRC))
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) $(PLUGIN_LINK) -o $@ $^ -ljansson
+
+$(B)/bin/sockmesh-agent: $(call obj,$(COMMON_SRC) $(AGENT_SRC))
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(AGENT_LIBS) -lpthread
+
+$(B)/bin/sockmeshctl: $(call obj,$(COMMON_SRC) $(CTL_SRC))
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CTL_LIBS)
+
+$(B)/obj/%.o: %.c | $(SKELS)
+	$(call say,CC,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -ffunction-sections -fdata-sections -MMD -MP -c -o $@ $<
+
+# ---- BPF ---------------------------------------------------------------------------------------
+
+BPF_CFLAGS := --target=bpf -mcpu=v3 -g -O2 -Wall -Wextra -Werror -Wno-missing-declarations \
+	-D__TARGET_ARCH_x86 -Ibpf -Icommon
+
+$(G)/%.bpf.o: bpf/%.bpf.c
+	$(call say,BPF,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -MF $(G)/$*.bpf.d -c -o $@ $<
+
+$(G)/datapath.linked.o: $(DATAPATH_BPF:%=$(G)/%.bpf.o)
+	$(call say,BPFLINK,$@)
+	$(Q)$(BPFTOOL) gen object $@ $^
+
+$(G)/%.linked.o: $(G)/%.bpf.o
+	$(call say,BPFLINK,$@)
+	$(Q)$(BPFTOOL) gen object $@ $<
+
+$(G)/%.skel.h: $(G)/%.linked.o
+	$(call say,SKEL,$@)
+	$(Q)$(BPFTOOL) gen skeleton $< name $*_bpf > $@
+
+# ---- tests -------------------------------------------------------------------------------------
+
+$(B)/test/unit/%: $(B)/obj/test/unit/%.o $(call obj,$(LIB_SRC) test/lib/test_main.c)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(AGENT_LIBS) -lpthread
+
+# Test clients and servers are static, so that they also run inside an initramfs.
+$(B)/test/%: test/%.c $(wildcard test/lib/*.h)
+	$(call say,CC,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -g -static -o $@ $< -lpthread
+
+build/fuzz/%: test/fuzz/%.c $(LIB_SRC) $(wildcard common/*.h cni-plugin/*.h node-agent/*/*.h) | $(SKELS)
+	$(call say,FUZZ,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(CPPFLAGS) -std=gnu11 -g -O1 -fsanitize=fuzzer$(,)address$(,)undefined \
+		-fno-sanitize-recover=all -Wl$(,)--gc-sections -ffunction-sections -o $@ $< $(LIB_SRC) $(AGENT_LIBS) -lpthread
+
+.PHONY: test-programs unit-tests
+unit-tests: $(UNIT_BIN)
+test-programs: $(PROG_BIN)
+
+# SCALE=full runs the long tests at their full counts.
+SCALE ?= ci
+.PHONY: test soak fuzz demo bench
+test: deps-if-missing ## every test that this machine can run (as root)
+	$(Q)$(MAKE) --no-print-directory all unit-tests test-programs
+	$(Q)BUILD_DIR=$(B) SCALE=$(SCALE) test/run.sh $(SUITES)
+
+soak: ## the tests with the full counts of the long ones
+	$(Q)$(MAKE) --no-print-directory test SCALE=full
+
+FUZZ_SECONDS ?= 60
+fuzz: $(FUZZ_BIN) ## each fuzzer for FUZZ_SECONDS (60)
+	$(Q)FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz/run.sh $(FUZZ_BIN)
+
+demo: deps-if-missing ## two pods with real proxies, on this machine, removed again at the end (as root)
+	$(Q)$(MAKE) --no-print-directory all test-programs
+	$(Q)BUILD_DIR=$(B) test/demo/demo.sh
+
+bench: deps-if-missing ## the figures that docs and issues quote (as root)
+	$(Q)$(MAKE) --no-print-directory all test-programs
+	$(Q)BUILD_DIR=$(B) test/bench/run.sh
+
+# ---- dependencies ------------------------------------------------------------------------------
+
+BUILD_DEPS := build-essential pkg-config clang llvm bpftool libbpf-dev libelf-dev zlib1g-dev \
+	libjansson-dev libcap-ng-dev
+TEST_DEPS := bats iproute2 nftables iptables haproxy containerd runc containernetworking-plugins \
+	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev
+LINT_DEPS := clang-format clang-tidy clang-tools shellcheck codespell libclang-rt-14-dev man-db
+
+.PHONY: deps deps-if-missing
+deps: ## install the Debian packages that building and testing need (as root)
+	$(call say,DEPS,$(words $(BUILD_DEPS) $(TEST_DEPS) $(LINT_DEPS)) Debian packages)
+	$(Q)apt-get update -qq
+	$(Q)DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		$(BUILD_DEPS) $(TEST_DEPS) $(LINT_DEPS) >/dev/null
+
+deps-if-missing:
+	$(Q)dpkg-query -W -f '$${Status}\n' $(BUILD_DEPS) $(TEST_DEPS) $(LINT_DEPS) 2>/dev/null | \
+		awk '$$3 == "installed" { n++ } END { exit n != $(words $(BUILD_DEPS) $(TEST_DEPS) $(LINT_DEPS)) }' \
+		|| $(MAKE) --no-print-directory deps
+
+# ---- quality -----------------------------------------------------------------------------------
+
+C_FILES := $(shell git ls-files '*.c' '*.h' 2>/dev/null)
+TIDY_FILES := $(filter-out bpf/% test/%,$(filter %.c,$(C_FILES)))
+SH_FILES := $(shell git ls-files '*.sh' '.ci/run' 2>/dev/null)
+
+.PHONY: lint format compile_commands.json
+lint: $(SKELS) ## formatting, static analysis, shell scripts, spelling
+	$(call say,FORMAT,--dry-run)
+	$(Q)clang-format --dry-run -Werror $(C_FILES)
+	$(call say,TIDY,$(words $(TIDY_FILES)) files)
+	$(Q)printf '%s\n' $(TIDY_FILES) | xargs -P 2 -n 6 sh -c 'clang-tidy --quiet "$$@" -- $(CPPFLAGS) -std=gnu11 2>/dev/null' tidy
+	$(call say,SHELL,$(words $(SH_FILES)) files)
+	$(Q)shellcheck -x $(SH_FILES)
+	$(call say,SPELL,)
+	$(Q)git ls-files | grep -vE '^(test/fuzz/corpus/|LICENSE)' | xargs codespell --ignore-words-list=crate,ect,uint,fo,te,nd,ans,ue
+
+format: ## format every C file
+	$(Q)clang-format -i $(C_FILES)
+
+compile_commands.json: ## for editors and clang tools
+	$(call say,GEN,$@)
+	$(Q)printf '%s\n' $(filter %.c,$(filter-out bpf/%,$(C_FILES))) | awk -v dir="$(CURDIR)" -v flags='$(subst ",\\\",$(CPPFLAGS)) -std=gnu11' \
+		'BEGIN { print "[" } { printf "%s{\"directory\":\"%s\",\"file\":\"%s\",\"command\":\"$(CC) %s -c %s\"}", (NR > 1 ? ",\n" : ""), dir, $$0, flags, $$0 } END { print "\n]" }' > $@
+
+# ---- install -----------------------------------------------------------------------------------
+
+MAN := $(wildcard docs/*.8)
+.PHONY: install uninstall clean help
+install: all ## into DESTDIR, PREFIX (/usr/local); the plugin into /opt/cni/bin
+	install -D -m 0755 $(B)/bin/sockmesh-agent $(DESTDIR)$(PREFIX)/sbin/sockmesh-agent
+	install -D -m 0755 $(B)/bin/sockmeshctl $(DESTDIR)$(PREFIX)/sbin/sockmeshctl
+	install -D -m 0755 $(B)/bin/sockmesh-cni $(DESTDIR)/opt/cni/bin/sockmesh-cni
+	for page in $(MAN); do install -D -m 0644 $$page $(DESTDIR)$(PREFIX)/share/man/man8/$$(basename $$page); done
+
+uninstall: ## what install put there; run `sockmesh-agent --uninstall` first
+	rm -f $(DESTDIR)$(PREFIX)/sbin/sockmesh-agent $(DESTDIR)$(PREFIX)/sbin/sockmeshctl $(DESTDIR)/opt/cni/bin/sockmesh-cni
+	for page in $(MAN); do rm -f $(DESTDIR)$(PREFIX)/share/man/man8/$$(basename $$page); done
+
+clean: ## remove build/ but keep build/cache
+	$(Q)find build -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} + 2>/dev/null || true
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z._-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+-include $(patsubst %.o,%.d,$(call obj,$(LIB_SRC) $(MAINS) $(UNIT_SRC) test/lib/test_main.c))
+-include $(wildcard $(G)/*.bpf.d)

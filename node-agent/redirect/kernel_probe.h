@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef SOCKMESH_KERNEL_PROBE_H
+#define SOCKMESH_KERNEL_PROBE_H
+
+/*
+ * What this kernel and node can do, found by trying (program types, helpers, attach types, a
+ * getsockopt), never by version number; and who else is on our cgroups. Leaves nothing behind.
+ */
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+
+struct probe_facility {
+	const char *name;    /* "cgroup/connect4", "netns cookie", "BTF", ... */
+	const char *how;     /* how it was tried, in words */
+	const char *without; /* what follows when it is missing */
+	bool required;	     /* by the eBPF engine */
+	bool found;
+	char detail[160]; /* errno text or what was seen */
+};
+
+struct foreign_program { /* on the cgroup that we attach to, or on an ancestor of it */
+	char attach_type[32], name[32], cgroup[128];
+	uint32_t id;
+	bool runs_before_ours;
+};
+
+struct kernel_probe {
+	char release[128];
+	struct probe_facility *facilities;
+	size_t n_facilities;
+	struct foreign_program *foreign;
+	size_t n_foreign;
+	char cgroup[256];  /* where programs attach, "" when there is no cgroup2 */
+	bool ebpf;	   /* everything required is there */
+	char summary[256]; /* one line: the consequence */
+};
+
+/* our_program_ids: to tell our programs from others'. -errno only when it could not run at all. */
+int kernel_probe_run(const char *cgroup_root, const char *bpffs_dir, const uint32_t *our_program_ids,
+		     size_t n_ours, struct kernel_probe **ret, struct error *err);
+void kernel_probe_free(struct kernel_probe *probe);
+json_t *kernel_probe_json(const struct kernel_probe *probe); /* new reference */
+
+#endif

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef SOCKMESH_NETNS_H
+#define SOCKMESH_NETNS_H
+
+/* Network namespaces by descriptor: identity, ownership, and working inside one. */
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct error;
+
+struct netns_id {
+	uint64_t cookie; /* SO_NETNS_COOKIE, Linux 5.14 */
+	dev_t dev;
+	ino_t ino;
+};
+
+/* Refuses what is not a network namespace (NSFS_MAGIC, then NS_GET_NSTYPE == CLONE_NEWNET). */
+int netns_open(const char *path, int *ret_fd, struct error *err);
+int netns_check_fd(int fd, struct error *err);
+int netns_identify(int fd, struct netns_id *ret, struct error *err);
+bool netns_is_own(int fd); /* the namespace that this process itself is in */
+
+/*
+ * Runs fn inside the namespace on a thread of its own, so that the caller's namespace never
+ * changes; returns fn's result. Sockets that fn opens stay in that namespace.
+ */
+typedef int (*netns_fn)(void *arg, struct error *err);
+int netns_run(int fd, netns_fn fn, void *arg, struct error *err);
+
+/*
+ * Maps a uid or gid of the namespace's owning user namespace to ours (user_namespaces(7)); ids of
+ * pods without a user namespace come back unchanged. -ENOENT: not mapped.
+ */
+int netns_map_ids(int fd, const uint32_t *ids, size_t n, bool groups, uint32_t *ret,
+		  struct error *err);
+
+#endif
