@@ -58,7 +58,7 @@ PROG_BIN := $(patsubst test/%.c,$(B)/test/%,$(PROG_SRC))
 FUZZ_BIN := $(patsubst test/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
 
 # Each skeleton is one BPF object made of one or more files of bpf/.
-DATAPATH_BPF := outbound original_dst dns listeners
+DATAPATH_BPF := outbound original_dst dns
 SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/listener_scan.skel.h
 
 # ---- programs ----------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/listener_scan.skel.h
 .PHONY: all
 all: $(BIN) ## the three programs (default)
 
-AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcap-ng
+AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcap-ng -lmnl
 CTL_LIBS   := -ljansson
 # The plugin runs on the host's file system, whatever distribution that is: fully static.
 # Sections that nothing reaches are dropped, which is what keeps it under 1 MB.
@@ -95,7 +95,7 @@ $(B)/obj/%.o: %.c | $(SKELS)
 # ---- BPF ---------------------------------------------------------------------------------------
 
 BPF_CFLAGS := --target=bpf -mcpu=v3 -g -O2 -Wall -Wextra -Werror -Wno-missing-declarations \
-	-D__TARGET_ARCH_x86 -Ibpf -Icommon
+	-idirafter /usr/include/$(shell $(CC) -print-multiarch 2>/dev/null || echo x86_64-linux-gnu) -Ibpf
 
 $(G)/%.bpf.o: bpf/%.bpf.c
 	$(call say,BPF,$@)
@@ -162,7 +162,7 @@ bench: deps-if-missing ## the figures that docs and issues quote (as root)
 # ---- dependencies ------------------------------------------------------------------------------
 
 BUILD_DEPS := build-essential pkg-config clang llvm bpftool libbpf-dev libelf-dev zlib1g-dev \
-	libjansson-dev libcap-ng-dev
+	libjansson-dev libcap-ng-dev libmnl-dev
 TEST_DEPS := bats iproute2 nftables iptables haproxy containerd runc containernetworking-plugins \
 	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev
 LINT_DEPS := clang-format clang-tidy clang-tools shellcheck codespell libclang-rt-14-dev man-db

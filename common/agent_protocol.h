@@ -43,17 +43,17 @@ enum agent_op {
 };
 
 enum agent_code { /* "code" of a refusal */
-	AGENT_CODE_NONE,
-	AGENT_CODE_VERSION,
-	AGENT_CODE_BAD_REQUEST,
-	AGENT_CODE_BAD_ANNOTATION,
-	AGENT_CODE_UNSUPPORTED,
-	AGENT_CODE_NOT_FOUND,
-	AGENT_CODE_NOT_READY,
-	AGENT_CODE_BUSY,
-	AGENT_CODE_LIMIT,
-	AGENT_CODE_KERNEL,
-	AGENT_CODE_COUNT_,
+		  AGENT_CODE_NONE,
+		  AGENT_CODE_VERSION,
+		  AGENT_CODE_BAD_REQUEST,
+		  AGENT_CODE_BAD_ANNOTATION,
+		  AGENT_CODE_UNSUPPORTED,
+		  AGENT_CODE_NOT_FOUND,
+		  AGENT_CODE_NOT_READY,
+		  AGENT_CODE_BUSY,
+		  AGENT_CODE_LIMIT,
+		  AGENT_CODE_KERNEL,
+		  AGENT_CODE_COUNT_,
 };
 
 const char *agent_op_name(enum agent_op op);
@@ -82,7 +82,7 @@ struct agent_request {
 	/* gc: the attachments that are still valid */
 	struct agent_attachment {
 		char *container_id, *if_name;
-	} *valid;
+	} * valid;
 	size_t n_valid;
 
 	/* explain */
@@ -100,7 +100,7 @@ void agent_request_done(struct agent_request *req);
  * Decodes one packet. A "v" above AGENT_PROTOCOL_VERSION is -EPROTONOSUPPORT with ret->version
  * set; everything else that is wrong is -EINVAL and names the field and the value. *ret needs
  * agent_request_done() only on success. Limits: names 253 bytes, ids 256, 64 ips, paths PATH_MAX,
- * NUL and '/' refused in ids and interface names.
+ * NUL and '/' refused in ids and interface names. An empty string is as good as an absent one.
  */
 int agent_request_decode(const char *packet, size_t size, struct agent_request *ret,
 			 struct error *err);
@@ -118,7 +118,7 @@ struct agent_reply {
 	int version;
 	bool ok;
 	char *decision, *reason, *engine; /* ok */
-	enum agent_code code;		  /* !ok */
+	enum agent_code code;		  /* !ok; NONE for a code that this version lacks */
 	char *message;
 	bool retry;
 	json_t *body; /* the whole object */

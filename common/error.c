@@ -19,7 +19,7 @@ int error_set(struct error *err, int code, const char *fmt, ...)
 int error_wrap(struct error *err, const char *fmt, ...)
 {
 	char inner[sizeof(err->text)];
-	size_t used;
+	size_t used, room;
 	va_list args;
 	int n;
 
@@ -29,7 +29,8 @@ int error_wrap(struct error *err, const char *fmt, ...)
 	va_end(args);
 	used = n < 0 ? 0 : (size_t)n < sizeof(err->text) ? (size_t)n : sizeof(err->text) - 1;
 	/* What does not fit is the inner end; the outer context says where to look. */
-	snprintf(err->text + used, sizeof(err->text) - used, ": %s", inner);
+	room = sizeof(err->text) - used;
+	snprintf(err->text + used, room, ": %.*s", room > 2 ? (int)room - 3 : 0, inner);
 	return -err->code;
 }
 

@@ -29,9 +29,9 @@ enum {
 };
 
 bool ip_address_equal(const struct ip_address *a, const struct ip_address *b);
-bool ip_address_is_v4(const struct ip_address *a);	 /* v4-mapped included */
-bool ip_address_is_loopback(const struct ip_address *a); /* 127.0.0.0/8 or ::1 */
-bool ip_address_is_link_local(const struct ip_address *a); /* 169.254/16 or fe80::/10 */
+bool ip_address_is_v4(const struct ip_address *a);	    /* v4-mapped included */
+bool ip_address_is_loopback(const struct ip_address *a);    /* 127.0.0.0/8 or ::1 */
+bool ip_address_is_link_local(const struct ip_address *a);  /* 169.254/16 or fe80::/10 */
 bool ip_address_is_unspecified(const struct ip_address *a); /* 0.0.0.0 or :: */
 
 /* The numeric forms that inet_pton takes; "::ffff:1.2.3.4" is IPv4. -EINVAL names the text. */
@@ -42,6 +42,8 @@ uint32_t ip_address_v4_be(const struct ip_address *a); /* only when ip_address_i
 
 /* "ADDR/LEN", or "ADDR" for a whole address. Host bits are cleared, as Go's ParseCIDR does. */
 int ip_prefix_parse(const char *text, struct ip_prefix *ret, struct error *err);
+
+/* Families never mix: ::/0 holds no IPv4 address, as no rule of ip6tables matches one. */
 bool ip_prefix_contains(const struct ip_prefix *p, const struct ip_address *a);
 bool ip_prefix_covers(const struct ip_prefix *outer, const struct ip_prefix *inner);
 

@@ -42,6 +42,9 @@ int json_check_string_map(const json_t *obj, const char *what, struct error *err
 /* The value as text for an error message, at most size bytes, "..." where cut. Returns buf. */
 const char *json_describe(const json_t *value, char *buf, size_t size);
 
+/* A string value of any bytes: what is not UTF-8 becomes U+FFFD. NULL only without memory. */
+json_t *json_string_lossy(const char *text);
+
 /* Compact, keys in insertion order; the caller frees. NULL only without memory. */
 char *json_to_text(const json_t *value);
 

@@ -12,11 +12,11 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define scoped(fn) __attribute__((cleanup(fn)))
-#define scoped_fd scoped(scoped_close)
+#define scoped(fn)  __attribute__((cleanup(fn)))
+#define scoped_fd   scoped(scoped_close)
 #define scoped_free scoped(scoped_free_at)
 #define scoped_file scoped(scoped_fclose)
-#define scoped_dir scoped(scoped_closedir)
+#define scoped_dir  scoped(scoped_closedir)
 
 #define take_ptr(p)                                                                                \
 	({                                                                                         \

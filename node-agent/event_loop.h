@@ -17,7 +17,8 @@ typedef void (*event_fd_fn)(int fd, uint32_t epoll_events, void *arg);
 typedef void (*event_timer_fn)(void *arg);
 
 int event_loop_new(struct event_loop **ret, struct error *err);
-void event_loop_free(struct event_loop *loop); /* NULL is fine; frees sources, closes no fd of theirs */
+void event_loop_free(
+	struct event_loop *loop); /* NULL is fine; frees sources, closes no fd of theirs */
 
 /* The fd stays the caller's. events: EPOLLIN and so on, level-triggered. */
 int event_loop_add_fd(struct event_loop *loop, int fd, uint32_t events, event_fd_fn fn, void *arg,

@@ -22,8 +22,8 @@ struct probe_facility {
 	char detail[160]; /* errno text or what was seen */
 };
 
-struct foreign_program { /* on the cgroup that we attach to, or on an ancestor of it */
-	char attach_type[32], name[32], cgroup[128];
+struct foreign_program { /* on the cgroup that we attach to, an ancestor or a descendant of it */
+	char attach_type[32], name[32], cgroup[512];
 	uint32_t id;
 	bool runs_before_ours;
 };
@@ -34,14 +34,15 @@ struct kernel_probe {
 	size_t n_facilities;
 	struct foreign_program *foreign;
 	size_t n_foreign;
-	char cgroup[256];  /* where programs attach, "" when there is no cgroup2 */
+	char cgroup[512];  /* where programs attach, "" when there is no cgroup2 */
 	bool ebpf;	   /* everything required is there */
 	char summary[256]; /* one line: the consequence */
 };
 
 /* our_program_ids: to tell our programs from others'. -errno only when it could not run at all. */
-int kernel_probe_run(const char *cgroup_root, const char *bpffs_dir, const uint32_t *our_program_ids,
-		     size_t n_ours, struct kernel_probe **ret, struct error *err);
+int kernel_probe_run(const char *cgroup_root, const char *bpffs_dir,
+		     const uint32_t *our_program_ids, size_t n_ours, struct kernel_probe **ret,
+		     struct error *err);
 void kernel_probe_free(struct kernel_probe *probe);
 json_t *kernel_probe_json(const struct kernel_probe *probe); /* new reference */
 

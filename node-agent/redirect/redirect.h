@@ -30,6 +30,13 @@ struct redirect_config {
 	uint32_t max_handovers;		/* connections being handed over at once, node */
 	uint32_t max_handovers_per_pod; /* the same, one pod */
 	uint32_t max_rule_entries;	/* ports and prefixes in all lists of all pods */
+
+	/*
+	 * Opens a pod's namespace again, for an engine that must look into it later; engines keep
+	 * no descriptor, which would hold a dead pod's namespace alive. *ret_fd is the engine's.
+	 */
+	int (*open_netns)(void *arg, uint64_t cookie, int *ret_fd, struct error *err);
+	void *open_netns_arg;
 };
 
 /* What an engine needs of one pod; borrowed for the call. */

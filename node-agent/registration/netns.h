@@ -19,7 +19,8 @@ struct netns_id {
 int netns_open(const char *path, int *ret_fd, struct error *err);
 int netns_check_fd(int fd, struct error *err);
 int netns_identify(int fd, struct netns_id *ret, struct error *err);
-bool netns_is_own(int fd); /* the namespace that this process itself is in */
+bool netns_is_own(int fd);  /* the namespace that this process itself is in */
+bool netns_is_host(int fd); /* the same, or the one that process 1 is in */
 
 /*
  * Runs fn inside the namespace on a thread of its own, so that the caller's namespace never

@@ -26,10 +26,10 @@ struct policy_config {
 	struct mesh_preset mesh; /* the preset, with the operator's changes for custom */
 	bool capture_ipv6;
 	const char *const *exclude_namespaces; /* NULL-terminated, or NULL */
-	const char *const *own_pods;	       /* "NAMESPACE/NAME-PREFIX", NULL-terminated, or NULL */
-	struct ip_prefix loopback4;	       /* ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR */
-	const char *owner_groups;	       /* "*" or a list; NULL is "*" */
-	const char *owner_groups_exclude;      /* list; NULL is none */
+	const char *const *own_pods;	  /* "NAMESPACE/NAME-PREFIX", NULL-terminated, or NULL */
+	struct ip_prefix loopback4;	  /* ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR */
+	const char *owner_groups;	  /* "*" or a list; NULL is "*" */
+	const char *owner_groups_exclude; /* list; NULL is none */
 };
 
 struct pod_facts {
@@ -42,7 +42,7 @@ enum pod_mode { POD_SKIP, POD_SIDECAR };
 
 struct pod_decision {
 	enum pod_mode mode;
-	char reason[256]; /* why, in words, for people */
+	char reason[256];		   /* why, in words, for people */
 	struct redirect_settings settings; /* POD_SIDECAR only */
 };
 

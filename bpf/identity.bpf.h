@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+#ifndef SOCKMESH_IDENTITY_BPF_H
+#define SOCKMESH_IDENTITY_BPF_H
+
+/*
+ * Whose socket is it? As netfilter's owner match (net/netfilter/xt_owner.c) we take the fsuid and
+ * fsgid of whoever opened the socket's file, not of the task that happens to call connect().
+ */
+#include "vmlinux.h"
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+#include "sockmesh_maps.bpf.h"
+
+struct opener {
+	__u32 uid, gid;
+	int known; /* 0: no file, as for sockets of the kernel itself */
+};
+
+/*
+ * The address of a socket as a number. The verifier lets nobody do arithmetic on the typed
+ * pointers that contexts hand out, and CO-RE reads need arithmetic; a copy through memory that a
+ * helper wrote has no type. On the stack, because programs on cgroup hooks are preemptible.
+ */
+static __always_inline const struct sock *kernel_sock(const void *typed)
+{
+	const void *on_stack = typed;
+	__u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &on_stack);
+	return (const struct sock *)(unsigned long)number;
+}
+
+static __always_inline struct opener opener_of(const struct sock *sk)
+{
+	struct opener who = {};
+	const struct cred *cred = BPF_CORE_READ(sk, sk_socket, file, f_cred);
+
+	if (!cred)
+		return who;
+	who.uid = BPF_CORE_READ(cred, fsuid.val);
+	who.gid = BPF_CORE_READ(cred, fsgid.val);
+	who.known = 1;
+	return who;
+}
+
+static __always_inline __u32 id_bits(__u32 policy, __u32 id)
+{
+	struct id_set_key key = {.policy = policy, .id = id};
+	__u32 *bits = bpf_map_lookup_elem(&id_sets, &key);
+
+	return bits ? *bits : 0;
+}
+
+/*
+ * The facts that identity decides. A socket without an owner is an application's: iptables'
+ * positive owner match fails for it and the negated one holds.
+ */
+static __always_inline __u32 identity_facts(const struct pod_config *pod, const struct opener *who)
+{
+	__u32 facts = 0, gid_is = 0;
+	int listed;
+
+	if (who->known) {
+		gid_is = id_bits(pod->policy, who->gid);
+		if (id_bits(pod->policy, who->uid) & ID_PROXY_UID)
+			facts |= FACT_UID_PROXY;
+		if (gid_is & ID_PROXY_GID)
+			facts |= FACT_GID_PROXY;
+	}
+	if (pod->flags & POD_HAS_GROUPS) {
+		listed = !!(gid_is & ID_GROUP);
+		if (listed == !!(pod->flags & POD_GROUPS_EXEMPT))
+			facts |= FACT_GROUP_EXEMPT;
+	}
+	return facts;
+}
+
+#endif

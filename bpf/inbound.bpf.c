@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
+/*
+ * Inbound: one instance of this program per pod, attached to the pod's network namespace, steers
+ * what comes from outside to the proxy's listener. No address is rewritten, so every address that
+ * the pod has or will have is covered, and the accepted socket's local address is the original
+ * destination. Without a listener the connection is refused; it never falls through to the
+ * application.
+ */
+#include "decide.bpf.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+const volatile __u64 pod_netns;
+
+enum { IPPROTO_TCP_ = 6, TCP_LISTEN_STATE = 10 };
+
+/*
+ * Traffic that never left the pod: from loopback, from an own address, from the proxy's
+ * passthrough source. The ingress interface cannot tell: traffic to the pod's own address shows
+ * eth0. The kernel drops packets from outside with such a source, or answers them to ourselves.
+ */
+static __always_inline int is_local(const struct addr16 *remote, const struct addr16 *local)
+{
+	return addr16_is_loopback(remote) || addr16_is_passthrough(remote) ||
+	       addr16_equal(remote, local) || is_own_address(pod_netns, remote);
+}
+
+static __always_inline int steer(struct bpf_sk_lookup *ctx)
+{
+	struct listener_key key = {.netns = pod_netns};
+
+	for (__u32 slot = 0; slot < LISTENER_SLOTS; slot++) {
+		struct bpf_sock *sk;
+		int err = -1;
+
+		key.slot = slot;
+		sk = bpf_map_lookup_elem(&listeners, &key);
+		if (!sk)
+			continue;
+		/* Fails for a listener of the other family; a dual-stack one serves both. */
+		if (sk->state == TCP_LISTEN_STATE)
+			err = bpf_sk_assign(ctx, sk, 0);
+		bpf_sk_release(sk);
+		if (!err)
+			return SK_PASS;
+	}
+	report_event(pod_netns, EVENT_NO_LISTENER);
+	return SK_DROP;
+}
+
+SEC("sk_lookup")
+int sockmesh_inbound(struct bpf_sk_lookup *ctx)
+{
+	volatile struct bpf_sk_lookup *c = ctx;
+	__u32 family = c->family, protocol = c->protocol, port = c->local_port;
+	struct addr16 remote, local;
+	const struct pod_config *pod;
+	__u64 netns = pod_netns;
+	struct decision d;
+	__u32 facts;
+
+	if (protocol != IPPROTO_TCP_)
+		return SK_PASS;
+	if (family == AF_INET) {
+		remote = addr16_from_v4(c->remote_ip4);
+		local = addr16_from_v4(c->local_ip4);
+	} else {
+		remote.w[0] = c->remote_ip6[0];
+		remote.w[1] = c->remote_ip6[1];
+		remote.w[2] = c->remote_ip6[2];
+		remote.w[3] = c->remote_ip6[3];
+		local.w[0] = c->local_ip6[0];
+		local.w[1] = c->local_ip6[1];
+		local.w[2] = c->local_ip6[2];
+		local.w[3] = c->local_ip6[3];
+	}
+	if (is_local(&remote, &local))
+		return SK_PASS;
+	pod = bpf_map_lookup_elem(&pods, &netns);
+	if (!pod || !(pod->flags & POD_ACTIVE))
+		return SK_PASS;
+	facts = FACT_TCP | (family == AF_INET6 ? FACT_IPV6 : 0) | port_facts(pod, port, 1);
+	d = first_match(pod->inbound, pod->n_inbound, POD_RULES_INBOUND_MAX, facts);
+	count_rule(netns, d.rule);
+	return d.redirect ? steer(ctx) : SK_PASS;
+}

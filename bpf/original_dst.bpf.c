@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
+/*
+ * The life of an original destination after connect() has recorded it: handed over to the socket
+ * that the proxy accepts, answered when the proxy asks SO_ORIGINAL_DST, shown to the application
+ * that asks getpeername(), withdrawn when the connection ends early. Also the proxies' listeners,
+ * which register themselves here because it is the same sock_ops hook.
+ */
+#include "handover.bpf.h"
+#include "listener.bpf.h"
+
+#include <bpf/bpf_endian.h>
+
+#define EEXIST 17
+
+enum { SOL_IP_ = 0, SOL_IPV6_ = 41, SO_ORIGINAL_DST_ = 80, OPTVAL_MAX = 4096 };
+enum { TCP_CLOSE_STATE = 7, TCP_LISTEN_STATE = 10 };
+
+struct tuple {
+	struct addr16 local, remote;
+	__u16 local_port, remote_port;
+};
+
+/*
+ * The context's address fields are read through volatile, all before the first branch: clang
+ * otherwise merges conditional reads into arithmetic on the socket pointer, which is refused.
+ */
+static __always_inline void read_tuple(struct bpf_sock_ops *ctx, struct tuple *t)
+{
+	volatile struct bpf_sock_ops *c = ctx;
+	__u32 family = c->family;
+	__u32 local4 = c->local_ip4, remote4 = c->remote_ip4;
+	__u32 l0 = c->local_ip6[0], l1 = c->local_ip6[1], l2 = c->local_ip6[2];
+	__u32 l3 = c->local_ip6[3];
+	__u32 r0 = c->remote_ip6[0], r1 = c->remote_ip6[1], r2 = c->remote_ip6[2];
+	__u32 r3 = c->remote_ip6[3];
+
+	t->local_port = c->local_port;
+	t->remote_port = bpf_ntohl(c->remote_port);
+	if (family == AF_INET) {
+		t->local = addr16_from_v4(local4);
+		t->remote = addr16_from_v4(remote4);
+		return;
+	}
+	t->local.w[0] = l0;
+	t->local.w[1] = l1;
+	t->local.w[2] = l2;
+	t->local.w[3] = l3;
+	t->remote.w[0] = r0;
+	t->remote.w[1] = r1;
+	t->remote.w[2] = r2;
+	t->remote.w[3] = r3;
+}
+
+/* TCP_CONNECT_CB: the ports are known, the SYN is not sent yet. */
+static __always_inline void connecting(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct handover entry = {};
+	struct capture *c;
+	struct tuple t;
+
+	if (!sk)
+		return;
+	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
+	if (!c || c->state != CAPTURE_RESERVED)
+		return;
+	read_tuple(ctx, &t);
+	__builtin_memset(&c->key, 0, sizeof(c->key));
+	c->key.netns = c->netns;
+	c->key.local = t.local;
+	c->key.remote = t.remote;
+	c->key.local_port = t.local_port;
+	c->key.remote_port = t.remote_port;
+	entry.original = c->original;
+	entry.cookie = bpf_get_socket_cookie(ctx);
+	if (bpf_map_update_elem(&handovers, &c->key, &entry, BPF_ANY)) {
+		/* The place was reserved, so this is the kernel's memory: the proxy gets ENOENT. */
+		report_event(c->netns, EVENT_HANDOVER_LOST);
+		handover_release(c->netns);
+		c->state = CAPTURE_HANDED;
+		return;
+	}
+	c->state = CAPTURE_HANDED;
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+static __always_inline int is_proxy_port(const struct pod_config *pod, __u16 port)
+{
+	return port == pod->outbound_port || port == pod->inbound_port ||
+	       (pod->dns_port && port == pod->dns_port);
+}
+
+static __always_inline int is_local_peer(__u64 netns, const struct addr16 *peer)
+{
+	struct local_address_key key = {.netns = netns, .addr = *peer};
+
+	return addr16_is_loopback(peer) || bpf_map_lookup_elem(&local_addresses, &key);
+}
+
+/* PASSIVE_ESTABLISHED: before accept() can return this socket. */
+static __always_inline void accepted(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	const struct pod_config *pod = bpf_map_lookup_elem(&pods, &netns);
+	struct handover_key key = {};
+	struct accepted_dst *dst;
+	struct handover *entry;
+	struct tuple t;
+
+	if (!pod || !sk)
+		return;
+	read_tuple(ctx, &t);
+	if (!is_proxy_port(pod, t.local_port) || !is_local_peer(netns, &t.remote))
+		return; /* from outside: its local address is the original destination */
+	key.netns = netns;
+	key.local = t.remote;
+	key.remote = t.local;
+	key.local_port = t.remote_port;
+	key.remote_port = t.local_port;
+	entry = bpf_map_lookup_elem(&handovers, &key);
+	dst = bpf_sk_storage_get(&accepted_dsts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!dst) {
+		report_event(netns, EVENT_RECORD_FAILED);
+	} else if (entry) {
+		dst->original = entry->original;
+		dst->kind = ACCEPTED_RECORD;
+	} else {
+		dst->kind = ACCEPTED_MISS;
+		report_event(netns, EVENT_HANDOVER_MISS);
+	}
+	if (entry && !bpf_map_delete_elem(&handovers, &key))
+		handover_release(netns);
+}
+
+static __always_inline void closed(struct bpf_sock_ops *ctx, int old_state)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct handover *entry;
+	struct notice *n;
+	struct capture *c;
+
+	if (!sk)
+		return;
+	if (old_state == TCP_LISTEN_STATE) {
+		if (!bpf_sk_storage_get(&listener_marks, sk, NULL, 0))
+			return;
+		n = bpf_ringbuf_reserve(&notices, sizeof(*n), 0);
+		if (!n)
+			return;
+		n->type = NOTICE_LISTENER_LEFT;
+		n->event = 0;
+		n->netns = bpf_get_netns_cookie(ctx);
+		bpf_ringbuf_submit(n, 0);
+		return;
+	}
+	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
+	if (!c || c->state != CAPTURE_HANDED)
+		return;
+	c->state = CAPTURE_NONE;
+	entry = bpf_map_lookup_elem(&handovers, &c->key);
+	if (entry && entry->cookie == bpf_get_socket_cookie(ctx) &&
+	    !bpf_map_delete_elem(&handovers, &c->key))
+		handover_release(c->netns);
+}
+
+static __always_inline void listening(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	const struct pod_config *pod = bpf_map_lookup_elem(&pods, &netns);
+	struct listener_key key = {.netns = netns};
+	struct listener_mark *mark;
+	struct opener who;
+	struct tuple t;
+	int err = -EEXIST;
+
+	if (!pod || !sk)
+		return;
+	read_tuple(ctx, &t);
+	if (t.local_port != pod->inbound_port)
+		return;
+	who = opener_of(kernel_sock(sk));
+	if (!is_inbound_listener(pod, t.local_port, &t.local, &who))
+		return;
+	mark = bpf_sk_storage_get(&listener_marks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!mark) {
+		report_event(netns, EVENT_LISTENER_FAILED);
+		return;
+	}
+	mark->inbound = 1;
+	for (__u32 slot = 0; slot < LISTENER_SLOTS && err == -EEXIST; slot++) {
+		key.slot = slot;
+		err = bpf_sock_hash_update(ctx, &listeners, &key, BPF_NOEXIST);
+	}
+	if (err == -EEXIST) {
+		/* Newer listeners outlive older ones: a proxy that is being replaced leaves. */
+		key.slot = bpf_get_prandom_u32() % LISTENER_SLOTS;
+		err = bpf_sock_hash_update(ctx, &listeners, &key, BPF_ANY);
+		count_event(netns, EVENT_LISTENER_SLOTS_FULL);
+	}
+	if (err)
+		report_event(netns, EVENT_LISTENER_FAILED);
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+SEC("sockops")
+int sockmesh_sockops(struct bpf_sock_ops *ctx)
+{
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		connecting(ctx);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		accepted(ctx);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] == TCP_CLOSE_STATE)
+			closed(ctx, ctx->args[0]);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		listening(ctx);
+		break;
+	}
+	return 1;
+}
+
+/* A place that was taken by a connect() which then failed before it had ports. */
+SEC("cgroup/sock_release")
+int sockmesh_release(struct bpf_sock *ctx)
+{
+	struct capture *c = bpf_sk_storage_get(&captures, ctx, NULL, 0);
+
+	if (c && c->state == CAPTURE_RESERVED) {
+		c->state = CAPTURE_NONE;
+		handover_release(c->netns);
+	}
+	return 1;
+}
+
+/* ---- the proxy asks ---------------------------------------------------------------------------- */
+
+/*
+ * What the kernel's NAT would answer: IPv4, mapped included, as a sockaddr_in through SOL_IP;
+ * IPv6 as a sockaddr_in6 through SOL_IPV6; the other level knows nothing (ENOENT).
+ */
+static __always_inline int answer(struct bpf_sockopt *ctx, const struct endpoint *dst)
+{
+	struct sockaddr_in6 *v6 = ctx->optval;
+	struct sockaddr_in *v4 = ctx->optval;
+
+	if (addr16_is_v4(&dst->addr)) {
+		if (ctx->level != SOL_IP_ || (void *)(v4 + 1) > ctx->optval_end)
+			return 0;
+		__builtin_memset(v4, 0, sizeof(*v4));
+		v4->sin_family = AF_INET;
+		v4->sin_port = bpf_htons(dst->port);
+		v4->sin_addr.s_addr = dst->addr.w[3];
+		ctx->optlen = sizeof(*v4);
+	} else {
+		if (ctx->level != SOL_IPV6_ || (void *)(v6 + 1) > ctx->optval_end)
+			return 0;
+		__builtin_memset(v6, 0, sizeof(*v6));
+		v6->sin6_family = AF_INET6;
+		v6->sin6_port = bpf_htons(dst->port);
+		v6->sin6_addr.in6_u.u6_addr32[0] = dst->addr.w[0];
+		v6->sin6_addr.in6_u.u6_addr32[1] = dst->addr.w[1];
+		v6->sin6_addr.in6_u.u6_addr32[2] = dst->addr.w[2];
+		v6->sin6_addr.in6_u.u6_addr32[3] = dst->addr.w[3];
+		ctx->optlen = sizeof(*v6);
+	}
+	ctx->retval = 0;
+	return 1;
+}
+
+static __always_inline void local_endpoint(struct bpf_sock *sk, struct endpoint *ret)
+{
+	volatile struct bpf_sock *s = sk;
+	__u32 family = s->family, v4 = s->src_ip4;
+	__u32 w0 = s->src_ip6[0], w1 = s->src_ip6[1], w2 = s->src_ip6[2], w3 = s->src_ip6[3];
+
+	ret->port = s->src_port;
+	if (family == AF_INET) {
+		ret->addr = addr16_from_v4(v4);
+		return;
+	}
+	ret->addr.w[0] = w0;
+	ret->addr.w[1] = w1;
+	ret->addr.w[2] = w2;
+	ret->addr.w[3] = w3;
+}
+
+SEC("cgroup/getsockopt")
+int sockmesh_getsockopt(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct endpoint local = {};
+	struct accepted_dst *dst;
+
+	if (ctx->optname != SO_ORIGINAL_DST_ ||
+	    (ctx->level != SOL_IP_ && ctx->level != SOL_IPV6_)) {
+		/* 0 leaves the kernel's answer as it is, also one that is longer than a page. */
+		if (ctx->optlen > OPTVAL_MAX)
+			ctx->optlen = 0;
+		return 1;
+	}
+	if (!sk)
+		return 1;
+	dst = bpf_sk_storage_get(&accepted_dsts, sk, NULL, 0);
+	if (dst) {
+		if (dst->kind == ACCEPTED_RECORD && answer(ctx, &dst->original))
+			count_event(bpf_get_netns_cookie(ctx), EVENT_ORIGINAL_DST);
+		return 1;
+	}
+	/* Steered by sk_lookup: nothing was rewritten, so the local address is what was dialled. */
+	if (!ctx->retval || sk->state == TCP_LISTEN_STATE ||
+	    !bpf_sk_storage_get(&listener_marks, sk, NULL, 0))
+		return 1;
+	local_endpoint(sk, &local);
+	if (answer(ctx, &local))
+		count_event(bpf_get_netns_cookie(ctx), EVENT_ORIGINAL_DST);
+	return 1;
+}
+
+/* ---- the application asks ---------------------------------------------------------------------- */
+
+static __always_inline const struct capture *captured_peer(struct bpf_sock_addr *ctx,
+							   const struct addr16 *peer)
+{
+	struct bpf_sock *sk = ctx->sk;
+	const struct capture *c;
+
+	if (!sk)
+		return NULL;
+	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
+	if (!c || c->state == CAPTURE_NONE || bpf_ntohs(ctx->user_port) != c->rewritten.port ||
+	    !addr16_equal(peer, &c->rewritten.addr))
+		return NULL;
+	return c;
+}
+
+SEC("cgroup/getpeername4")
+int sockmesh_getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct addr16 peer = addr16_from_v4(ctx->user_ip4);
+	const struct capture *c = captured_peer(ctx, &peer);
+
+	if (c) {
+		ctx->user_ip4 = c->original.addr.w[3];
+		ctx->user_port = bpf_htons(c->original.port);
+	}
+	return 1;
+}
+
+SEC("cgroup/getpeername6")
+int sockmesh_getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct addr16 peer;
+	const struct capture *c;
+
+	peer.w[0] = ctx->user_ip6[0];
+	peer.w[1] = ctx->user_ip6[1];
+	peer.w[2] = ctx->user_ip6[2];
+	peer.w[3] = ctx->user_ip6[3];
+	c = captured_peer(ctx, &peer);
+	if (c) {
+		ctx->user_ip6[0] = c->original.addr.w[0];
+		ctx->user_ip6[1] = c->original.addr.w[1];
+		ctx->user_ip6[2] = c->original.addr.w[2];
+		ctx->user_ip6[3] = c->original.addr.w[3];
+		ctx->user_port = bpf_htons(c->original.port);
+	}
+	return 1;
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
+/*
+ * Outbound: what an enrolled pod connects to becomes the proxy's port on loopback. Decide, then
+ * record the original destination on the socket, then rewrite. Whatever cannot be recorded is
+ * refused (connect fails with EPERM) and counted: it never goes past the proxy.
+ *
+ * The peer that the proxy sees stays the pod's address, as with netfilter's REDIRECT, because the
+ * source is bound before the destination is rewritten.
+ */
+#include "decide.bpf.h"
+#include "handover.bpf.h"
+
+#include <bpf/bpf_endian.h>
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+const volatile __u32 max_handovers = 262144;
+const volatile __u32 max_handovers_per_pod = 65536;
+
+enum { IPPROTO_TCP_ = 6, IPPROTO_UDP_ = 17, IPPROTO_MPTCP_ = 262, TCP_LISTEN_STATE = 10 };
+enum { CONNECT_DENY = 0, CONNECT_ALLOW = 1 };
+
+/* What connect4 and connect6 share; the entries read and write the context themselves. */
+struct attempt {
+	struct flow flow;
+	struct endpoint target; /* where the connection goes instead */
+	struct addr16 bound6;	/* what the socket is bound to; zero: nothing */
+	__u32 bound4, bound_device;
+	__u16 bound_port;
+	__u16 redirect;
+	__u32 facts;
+};
+
+static __always_inline int reserve_handover(struct capture *c, __u64 netns)
+{
+	if (c->state == CAPTURE_RESERVED)
+		return 0; /* an earlier attempt of this socket never got as far as its ports */
+	if (gauge_take(netns, max_handovers_per_pod)) {
+		report_event(netns, EVENT_HANDOVER_POD_LIMIT);
+		return -1;
+	}
+	if (gauge_take(0, max_handovers)) {
+		gauge_give(netns);
+		report_event(netns, EVENT_HANDOVER_NODE_LIMIT);
+		return -1;
+	}
+	c->state = CAPTURE_RESERVED;
+	return 0;
+}
+
+/* 0, or -1 when the connection must be refused. */
+static __always_inline int record(struct bpf_sock_addr *ctx, const struct attempt *a)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct capture *c = NULL;
+
+	if (sk)
+		c = bpf_sk_storage_get(&captures, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!c) {
+		report_event(a->flow.netns, EVENT_RECORD_FAILED);
+		return -1;
+	}
+	c->original.addr = a->flow.destination;
+	c->original.port = a->flow.port;
+	c->rewritten = a->target;
+	c->netns = a->flow.netns;
+	if (a->flow.udp) {
+		c->state = CAPTURE_DATAGRAM;
+		return 0;
+	}
+	return reserve_handover(c, a->flow.netns);
+}
+
+/* A socket that was captured before and is not now must not keep its old record. */
+static __always_inline void forget(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct capture *c;
+
+	if (!sk)
+		return;
+	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
+	if (!c)
+		return;
+	if (c->state == CAPTURE_RESERVED)
+		handover_release(c->netns);
+	c->state = CAPTURE_NONE;
+}
+
+static __always_inline int is_proxy_port(const struct pod_config *pod, __u16 port)
+{
+	return port == pod->outbound_port || port == pod->inbound_port ||
+	       (pod->dns_port && port == pod->dns_port);
+}
+
+/* All fields first, volatile: see read_tuple() in original_dst.bpf.c. */
+static __always_inline int is_wildcard_listener(struct bpf_sock *sk)
+{
+	volatile struct bpf_sock *s = sk;
+	__u32 state = s->state, family = s->family, v4 = s->src_ip4;
+	__u32 v6 = s->src_ip6[0] | s->src_ip6[1] | s->src_ip6[2] | s->src_ip6[3];
+
+	return state == TCP_LISTEN_STATE && !(family == AF_INET ? v4 : v6);
+}
+
+/*
+ * Does the proxy listen on the wildcard? Only then may a connection go to another loopback address
+ * than 127.0.0.1, or to the pod's own address.
+ */
+static __always_inline int listens_on_wildcard(struct bpf_sock_addr *ctx, const struct addr16 *dst,
+					       __u16 port)
+{
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *sk;
+	int wildcard;
+
+	if (addr16_is_v4(dst)) {
+		t.ipv4.saddr = BE32(0x7f000001);
+		t.ipv4.daddr = BE32(0x7f000001);
+		t.ipv4.dport = bpf_htons(port);
+		sk = bpf_skc_lookup_tcp(ctx, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		t.ipv6.saddr[3] = BE32(1);
+		t.ipv6.daddr[3] = BE32(1);
+		t.ipv6.dport = bpf_htons(port);
+		sk = bpf_skc_lookup_tcp(ctx, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!sk)
+		return 0;
+	wildcard = is_wildcard_listener(sk);
+	bpf_sk_release(sk);
+	return wildcard;
+}
+
+static __always_inline const struct addr16 *primary_source(const struct pod_config *pod,
+							   const struct addr16 *dst)
+{
+	return addr16_is_v4(dst) ? &pod->source4 : &pod->source6;
+}
+
+/*
+ * The source that the kernel would have chosen towards the original destination: that address
+ * itself when it is the pod's own, else the pod's primary one. All zero: leave it to the kernel.
+ */
+static __always_inline struct addr16 wanted_source(const struct pod_config *pod,
+						   const struct attempt *a)
+{
+	struct addr16 none = {};
+
+	if (a->flow.udp || !addr16_is_zero(&a->flow.source) ||
+	    addr16_is_loopback(&a->flow.destination))
+		return none;
+	if (a->facts & FACT_OUT_LO)
+		return a->flow.destination;
+	return *primary_source(pod, &a->flow.destination);
+}
+
+/*
+ * Loopback, as REDIRECT does in OUTPUT. Two kinds of socket cannot reach it with the right source
+ * and go to the pod's own address, when the proxy listens there: one bound to a port (no source
+ * can be bound any more) and one bound to a device (127.0.0.1 is not behind it).
+ */
+static __always_inline void choose_target(struct bpf_sock_addr *ctx, const struct pod_config *pod,
+					  struct attempt *a, __u16 port)
+{
+	const struct addr16 *dst = &a->flow.destination;
+	const struct addr16 *own = a->facts & FACT_OUT_LO ? dst : primary_source(pod, dst);
+	int loopback = addr16_is_loopback(dst), wildcard;
+	struct addr16 lo6 = {{0, 0, 0, BE32(1)}};
+
+	a->target.port = port;
+	a->target.addr = addr16_is_v4(dst) ? addr16_from_v4(BE32(0x7f000001)) : lo6;
+	if (a->flow.udp || loopback)
+		return;
+	wildcard = listens_on_wildcard(ctx, dst, port);
+	if (!wildcard)
+		return;
+	if (a->bound_device || (a->bound_port && addr16_is_zero(&a->flow.source))) {
+		if (!addr16_is_zero(own))
+			a->target.addr = *own;
+		return;
+	}
+	if (addr16_is_v4(dst)) {
+		struct endpoint original = {.addr = *dst, .port = a->flow.port};
+
+		a->target.addr = addr16_from_v4(spread_loopback_be(&original));
+	}
+}
+
+/*
+ * The decision for one connect(). Returns CONNECT_DENY or CONNECT_ALLOW; a->redirect says that the
+ * entry has to rewrite to a->target, *source what to bind first (zero: nothing).
+ */
+static __always_inline int attempt_decide(struct bpf_sock_addr *ctx, struct attempt *a,
+					  struct addr16 *source)
+{
+	const struct pod_config *pod = bpf_map_lookup_elem(&pods, &a->flow.netns);
+	struct opener who;
+	struct decision d;
+	int hand_over;
+
+	if (!pod || !(pod->flags & POD_ACTIVE))
+		return CONNECT_ALLOW;
+	who = opener_of(kernel_sock(ctx->sk));
+	addr16_resolve_unspecified(&a->flow.destination, &a->flow.source);
+	d = decide_outbound(pod, &a->flow, &who, &a->facts);
+	count_rule(a->flow.netns, d.rule);
+
+	/*
+	 * A process that dials the proxy's port on an own address reaches it directly, and the
+	 * proxy must learn that this very port was dialled, or it could not tell a loop.
+	 */
+	hand_over = !d.redirect && (a->facts & FACT_TCP) && (a->facts & FACT_OUT_LO) &&
+		    is_proxy_port(pod, a->flow.port);
+	if (!d.redirect && !hand_over) {
+		forget(ctx);
+		return CONNECT_ALLOW;
+	}
+	if (d.redirect) {
+		choose_target(ctx, pod, a, d.port);
+		*source = wanted_source(pod, a);
+	} else {
+		a->target.addr = a->flow.destination;
+		a->target.port = a->flow.port;
+	}
+	if (record(ctx, a))
+		return CONNECT_DENY;
+	a->redirect = d.redirect;
+	return CONNECT_ALLOW;
+}
+
+static __always_inline int is_captured_protocol(__u32 protocol)
+{
+	return protocol == IPPROTO_TCP_ || protocol == IPPROTO_UDP_ || protocol == IPPROTO_MPTCP_;
+}
+
+static __always_inline void attempt_init(struct bpf_sock_addr *ctx, struct attempt *a)
+{
+	a->flow.netns = bpf_get_netns_cookie(ctx);
+	a->flow.port = bpf_ntohs(ctx->user_port);
+	a->flow.udp = ctx->protocol == IPPROTO_UDP_;
+	if (ctx->sk) {
+		volatile struct bpf_sock *sk = ctx->sk;
+
+		a->bound4 = sk->src_ip4;
+		a->bound6.w[0] = sk->src_ip6[0];
+		a->bound6.w[1] = sk->src_ip6[1];
+		a->bound6.w[2] = sk->src_ip6[2];
+		a->bound6.w[3] = sk->src_ip6[3];
+		a->bound_port = sk->src_port;
+		a->bound_device = sk->bound_dev_if;
+	}
+}
+
+SEC("cgroup/connect4")
+int sockmesh_connect4(struct bpf_sock_addr *ctx)
+{
+	struct addr16 source = {};
+	struct attempt a = {};
+
+	if (!is_captured_protocol(ctx->protocol))
+		return CONNECT_ALLOW;
+	attempt_init(ctx, &a);
+	a.flow.destination = addr16_from_v4(ctx->user_ip4);
+	if (a.bound4)
+		a.flow.source = addr16_from_v4(a.bound4);
+	if (attempt_decide(ctx, &a, &source) == CONNECT_DENY)
+		return CONNECT_DENY;
+	if (!a.redirect)
+		return CONNECT_ALLOW;
+	if (!addr16_is_zero(&source)) {
+		struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = source.w[3]};
+
+		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+			count_event(a.flow.netns, EVENT_SOURCE_NOT_BOUND);
+	}
+	ctx->user_ip4 = a.target.addr.w[3];
+	ctx->user_port = bpf_htons(a.target.port);
+	return CONNECT_ALLOW;
+}
+
+/* Differs only in touching user_ip6, which the verifier refuses in connect4. */
+SEC("cgroup/connect6")
+int sockmesh_connect6(struct bpf_sock_addr *ctx)
+{
+	struct addr16 source = {};
+	struct attempt a = {};
+
+	if (!is_captured_protocol(ctx->protocol))
+		return CONNECT_ALLOW;
+	attempt_init(ctx, &a);
+	a.flow.destination.w[0] = ctx->user_ip6[0];
+	a.flow.destination.w[1] = ctx->user_ip6[1];
+	a.flow.destination.w[2] = ctx->user_ip6[2];
+	a.flow.destination.w[3] = ctx->user_ip6[3];
+	a.flow.source = a.bound6;
+	if (addr16_is_unspecified(&a.flow.source))
+		a.flow.source.w[2] = 0; /* ::ffff:0.0.0.0 is not bound either */
+	if (attempt_decide(ctx, &a, &source) == CONNECT_DENY)
+		return CONNECT_DENY;
+	if (!a.redirect)
+		return CONNECT_ALLOW;
+	if (!addr16_is_zero(&source)) {
+		struct sockaddr_in6 from = {.sin6_family = AF_INET6};
+
+		from.sin6_addr.in6_u.u6_addr32[0] = source.w[0];
+		from.sin6_addr.in6_u.u6_addr32[1] = source.w[1];
+		from.sin6_addr.in6_u.u6_addr32[2] = source.w[2];
+		from.sin6_addr.in6_u.u6_addr32[3] = source.w[3];
+		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+			count_event(a.flow.netns, EVENT_SOURCE_NOT_BOUND);
+	}
+	ctx->user_ip6[0] = a.target.addr.w[0];
+	ctx->user_ip6[1] = a.target.addr.w[1];
+	ctx->user_ip6[2] = a.target.addr.w[2];
+	ctx->user_ip6[3] = a.target.addr.w[3];
+	ctx->user_port = bpf_htons(a.target.port);
+	return CONNECT_ALLOW;
+}

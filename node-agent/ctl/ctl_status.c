@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "agent_protocol.h"
+#include "ctl.h"
+#include "ctl_print.h"
+
+static int request(const struct ctl_options *opt, struct agent_request *req, struct error *err)
+{
+	(void)opt;
+	(void)err;
+	req->op = AGENT_STATUS;
+	return 0;
+}
+
+/* Without an engine nothing can be redirected: new pods of the mesh are refused. */
+static enum ctl_exit status(const json_t *answer)
+{
+	return *ctl_string(answer, "engine", "") ? CTL_OK : CTL_NO;
+}
+
+static void show_uptime(struct ctl_out *out, json_int_t seconds)
+{
+	enum { MINUTE = 60, HOUR = 60 * MINUTE, DAY = 24 * HOUR };
+	long long s = seconds;
+
+	if (s < 0)
+		ctl_field(out, "Running for", CTL_PLAIN, "-");
+	else if (s < MINUTE)
+		ctl_field(out, "Running for", CTL_PLAIN, "%llds", s);
+	else if (s < HOUR)
+		ctl_field(out, "Running for", CTL_PLAIN, "%lldm %llds", s / MINUTE, s % MINUTE);
+	else if (s < DAY)
+		ctl_field(out, "Running for", CTL_PLAIN, "%lldh %lldm", s / HOUR,
+			  s % HOUR / MINUTE);
+	else
+		ctl_field(out, "Running for", CTL_PLAIN, "%lldd %lldh", s / DAY, s % DAY / HOUR);
+}
+
+static void show_pods(struct ctl_out *out, const json_t *pods)
+{
+	json_int_t orphaned = ctl_integer(pods, "orphaned", 0);
+
+	ctl_field(out, "Pods", CTL_PLAIN,
+		  "%" JSON_INTEGER_FORMAT " redirected, %" JSON_INTEGER_FORMAT " skipped",
+		  ctl_integer(pods, "redirected", 0), ctl_integer(pods, "skipped", 0));
+	if (orphaned)
+		ctl_field(out, "", CTL_WARN,
+			  "%" JSON_INTEGER_FORMAT " redirected in the kernel, not known by name",
+			  orphaned);
+}
+
+static void show(const struct ctl_options *opt, const json_t *answer, struct ctl_out *out)
+{
+	const json_t *counters = json_object_get(answer, "counters");
+	const char *engine = ctl_string(answer, "engine", "");
+
+	(void)opt;
+	ctl_field(out, "Agent", CTL_PLAIN, "%s", ctl_string(answer, "version", ""));
+	ctl_field(out, "Engine", *engine ? CTL_GOOD : CTL_BAD, "%s",
+		  *engine ? engine : "none: nothing can be redirected");
+	ctl_field(out, "Why", CTL_PLAIN, "%s", ctl_string(answer, "engineReason", ""));
+	ctl_field(out, "Mesh", CTL_PLAIN, "%s", ctl_string(answer, "mesh", ""));
+	show_uptime(out, ctl_integer(answer, "uptimeSeconds", -1));
+	show_pods(out, json_object_get(answer, "pods"));
+	ctl_field(out, "Run directory", CTL_PLAIN, "%s", ctl_string(answer, "runDir", ""));
+	ctl_field(out, "Pins", CTL_PLAIN, "%s", ctl_string(answer, "bpffsDir", ""));
+	ctl_field(out, "Cgroup", CTL_PLAIN, "%s", ctl_string(answer, "cgroup", ""));
+	if (json_is_integer(json_object_get(counters, "handovers")))
+		ctl_field(out, "Hand-overs", CTL_PLAIN, "%" JSON_INTEGER_FORMAT " under way",
+			  ctl_integer(counters, "handovers", 0));
+	ctl_counters(out, "Events of connections that belong to no pod",
+		     json_object_get(counters, "events"));
+}
+
+const struct ctl_verb ctl_status = {
+	.name = "status",
+	.arguments = "",
+	.help = "the agent, its engine, how many pods it serves; 1 without an engine",
+	.request = request,
+	.status = status,
+	.show = show,
+};

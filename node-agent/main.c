@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * sockmesh-agent: reads its options, opens the redirect engine, takes over the pods of the agent
+ * before it, and then serves <run-dir>/agent.sock from one epoll loop until it is told to end.
+ * What it did to the kernel stays when it ends: pods stay redirected.
+ */
+#include "agent_protocol.h"
+#include "agent_server.h"
+#include "cgroup.h"
+#include "error.h"
+#include "event_loop.h"
+#include "json.h"
+#include "log.h"
+#include "options.h"
+#include "pod_policy.h"
+#include "queries.h"
+#include "redirect.h"
+#include "registration.h"
+#include "run_dir.h"
+#include "scoped.h"
+#include "uninstall.h"
+
+#include <cap-ng.h>
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <time.h>
+
+enum { EXIT_BAD_CONFIGURATION = 2 };
+
+enum {
+	MAX_PEERS = 256,
+	PEER_TIMEOUT_MS = 10 * 1000,
+	SWEEP_PERIOD_MS = 30 * 1000,
+};
+
+struct agent {
+	struct options options;
+	char cgroup_root[PATH_MAX], attach_dir[PATH_MAX];
+	int lock_fd, signal_fd;
+	struct event_loop *loop;
+	struct redirect *redirect;
+	struct registration *registration;
+	struct agent_server *server;
+	struct queries queries;
+};
+
+/* ---- events --------------------------------------------------------------------------------- */
+
+static json_t *on_request(const struct agent_request *req, int netns_fd, void *arg)
+{
+	struct agent *agent = arg;
+
+	switch (req->op) {
+	case AGENT_ADD:
+	case AGENT_DEL:
+	case AGENT_CHECK:
+	case AGENT_GC:
+		return registration_handle(agent->registration, req, netns_fd);
+	default:
+		return queries_handle(&agent->queries, req);
+	}
+}
+
+static void on_sweep(void *arg)
+{
+	struct agent *agent = arg;
+
+	registration_sweep(agent->registration);
+}
+
+static void on_signal(int fd, uint32_t events, void *arg)
+{
+	struct agent *agent = arg;
+	struct signalfd_siginfo info;
+
+	(void)events;
+	if (read(fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	log_write(LOG_INFO, "ending; pods stay redirected", "signal",
+		  sigabbrev_np((int)info.ssi_signo), NULL);
+	event_loop_stop(agent->loop);
+}
+
+/* ---- the process ---------------------------------------------------------------------------- */
+
+/* Two descriptors or so for every pod at busy moments, and one for every peer. */
+static void raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+
+	if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur < limit.rlim_max) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
+/*
+ * Keeps what the work needs, of what there is: NET_ADMIN, BPF and PERFMON for the programs;
+ * SYS_ADMIN to enter namespaces and mount bpffs; SYS_PTRACE for listeners of other processes;
+ * SYS_RESOURCE for locked memory before Linux 5.11; DAC_OVERRIDE because a pod's namespace file
+ * may belong to another user.
+ */
+static int drop_capabilities(struct error *err)
+{
+	static const unsigned needed[] = {CAP_NET_ADMIN,   CAP_BPF,	   CAP_PERFMON,
+					  CAP_SYS_ADMIN,   CAP_SYS_PTRACE, CAP_SYS_RESOURCE,
+					  CAP_DAC_OVERRIDE};
+	bool have[sizeof(needed) / sizeof(needed[0])];
+
+	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++)
+		have[i] = capng_have_capability(CAPNG_PERMITTED, needed[i]);
+	capng_clear(CAPNG_SELECT_CAPS);
+	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++)
+		if (have[i])
+			capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, needed[i]);
+	if (capng_apply(CAPNG_SELECT_CAPS))
+		return error_set(err, EPERM, "give up the capabilities that are not needed");
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return error_set(err, errno, "set no_new_privs");
+	return 0;
+}
+
+static int catch_signals(struct agent *agent, struct error *err)
+{
+	sigset_t signals;
+
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGINT);
+	if (sigprocmask(SIG_BLOCK, &signals, NULL) < 0)
+		return error_set(err, errno, "block signals");
+	agent->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (agent->signal_fd < 0)
+		return error_set(err, errno, "signalfd");
+	return event_loop_add_fd(agent->loop, agent->signal_fd, EPOLLIN, on_signal, agent, NULL,
+				 err);
+}
+
+/* ---- configuration -------------------------------------------------------------------------- */
+
+static int find_cgroup(struct agent *agent, struct error *err)
+{
+	struct redirect_config *redirect = &agent->options.redirect;
+	int r = 0;
+
+	if (!redirect->cgroup_root) {
+		r = cgroup2_find(NULL, agent->cgroup_root, sizeof(agent->cgroup_root), err);
+		redirect->cgroup_root = agent->cgroup_root;
+	}
+	if (!r)
+		r = cgroup_attach_dir(redirect->cgroup_root, agent->attach_dir,
+				      sizeof(agent->attach_dir), err);
+	return r;
+}
+
+/* Options that every pod's decision reads, --owner-groups for one, fail here, not at each pod. */
+static int check_policy(const struct options *options, struct error *err)
+{
+	scoped_json json_t *annotations = json_pack("{s:s}", "sockmesh.io/redirection", "sidecar");
+	const struct pod_facts pod = {.annotations = annotations};
+	struct pod_decision decision = {0};
+	int r = pod_policy_decide(&options->policy, &pod, &decision, err);
+
+	if (!r)
+		pod_decision_done(&decision);
+	return r;
+}
+
+static void warn_without_effect(const char *name, const char *sentence)
+{
+	log_write(LOG_WARN, sentence, "option", name, NULL);
+}
+
+static void warn_what_is_not_built(const struct options *options)
+{
+	options_without_effect(options, warn_without_effect);
+	if (options->kubernetes_auto && getenv("KUBERNETES_SERVICE_HOST"))
+		log_write(LOG_WARN,
+			  "watching the API server is not built yet: pods are known from the CNI "
+			  "plugin only, as with --kubernetes off",
+			  NULL);
+}
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+static int start(struct agent *agent, struct error *err)
+{
+	const struct options *options = &agent->options;
+	const struct registration_config registration = {.policy = &options->policy,
+							 .run_dir = options->run_dir,
+							 .max_pods = options->redirect.max_pods};
+	const struct agent_server_config server = {.run_dir = options->run_dir,
+						   .max_peers = MAX_PEERS,
+						   .peer_timeout_ms = PEER_TIMEOUT_MS};
+	struct registration_config with_engine = registration;
+	struct timespec now;
+	int r = redirect_open(&options->redirect, agent->loop, &agent->redirect, err);
+
+	if (r)
+		return r;
+	with_engine.redirect = agent->redirect;
+	r = registration_open(&with_engine, &agent->registration, err);
+	if (r)
+		return r;
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	agent->queries = (struct queries){.options = options,
+					  .registration = agent->registration,
+					  .redirect = agent->redirect,
+					  .attach_dir = agent->attach_dir,
+					  .started_s = now.tv_sec};
+	r = event_loop_add_timer(agent->loop, SWEEP_PERIOD_MS, SWEEP_PERIOD_MS, on_sweep, agent,
+				 NULL, err);
+	/* Last: a socket that answers says that everything else is ready. */
+	return r ? r
+		 : agent_server_open(&server, agent->loop, on_request, agent, &agent->server, err);
+}
+
+static int run(struct agent *agent, struct error *err)
+{
+	struct registration_counts counts;
+	char redirected[24];
+	int r = run_dir_make(agent->options.run_dir, err);
+
+	if (!r)
+		r = run_dir_lock(agent->options.run_dir, &agent->lock_fd, err);
+	if (!r)
+		r = find_cgroup(agent, err);
+	if (!r)
+		r = drop_capabilities(err);
+	if (!r)
+		r = event_loop_new(&agent->loop, err);
+	if (!r)
+		r = catch_signals(agent, err);
+	if (!r)
+		r = start(agent, err);
+	if (r)
+		return r;
+	registration_count(agent->registration, &counts);
+	snprintf(redirected, sizeof(redirected), "%zu", counts.redirected);
+	log_write(LOG_INFO, "ready", "version", SOCKMESH_VERSION, "engine",
+		  redirect_engine(agent->redirect), "run-dir", agent->options.run_dir, "cgroup",
+		  agent->attach_dir, "redirected-pods", redirected, NULL);
+	return event_loop_run(agent->loop, err);
+}
+
+static void stop(struct agent *agent)
+{
+	agent_server_close(agent->server);
+	registration_close(agent->registration);
+	redirect_close(agent->redirect);
+	event_loop_free(agent->loop);
+	scoped_close(&agent->signal_fd);
+	scoped_close(&agent->lock_fd);
+	options_done(&agent->options);
+}
+
+static int report(int r, const struct error *err, const char *msg)
+{
+	if (r)
+		log_error(LOG_ERROR, err, msg, NULL);
+	return r ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static int act(struct agent *agent)
+{
+	struct error err = {0};
+
+	switch (agent->options.action) {
+	case ACTION_HELP:
+		options_print_help(stdout);
+		return EXIT_SUCCESS;
+	case ACTION_VERSION:
+		printf("sockmesh-agent %s\n", SOCKMESH_VERSION);
+		return EXIT_SUCCESS;
+	case ACTION_DUMP:
+		options_print_dump(&agent->options, stdout);
+		return EXIT_SUCCESS;
+	case ACTION_UNINSTALL:
+		/* Where nothing of cgroup2 is left there is nothing of ours on it either. */
+		if (find_cgroup(agent, &err))
+			agent->options.redirect.cgroup_root = NULL;
+		return report(uninstall(&agent->options, &err), &err, "cannot uninstall");
+	default:
+		warn_what_is_not_built(&agent->options);
+		return report(run(agent, &err), &err, "the agent failed");
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct agent agent = {.lock_fd = -1, .signal_fd = -1};
+	struct error err = {0};
+	int status, r = options_parse(argc, argv, environ, &agent.options, &err);
+
+	if (!r && agent.options.action != ACTION_HELP && agent.options.action != ACTION_VERSION)
+		r = check_policy(&agent.options, &err);
+	if (r) {
+		char text[sizeof(err.text) + 64];
+
+		/* "Invalid argument" adds nothing to a sentence about a value. */
+		fprintf(stderr, "sockmesh-agent: %s\n",
+			err.code == EINVAL ? err.text : error_format(&err, text, sizeof(text)));
+		options_done(&agent.options);
+		return r == -ENOMEM ? EXIT_FAILURE : EXIT_BAD_CONFIGURATION;
+	}
+	log_setup(agent.options.log_level, agent.options.log_format);
+	raise_descriptor_limit();
+	status = act(&agent);
+	stop(&agent);
+	return status;
+}

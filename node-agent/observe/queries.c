@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "queries.h"
+
+#include "agent_protocol.h"
+#include "error.h"
+#include "json.h"
+#include "kernel_probe.h"
+#include "options.h"
+#include "own_programs.h"
+#include "pod_state.h"
+#include "pod_table.h"
+#include "redirect.h"
+#include "registration.h"
+#include "scoped.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* Takes over the extra members. */
+static json_t *answer(json_t *extra)
+{
+	json_t *reply = extra ? agent_reply_ok(extra) : NULL;
+
+	json_decref(extra);
+	return reply;
+}
+
+static json_t *object_or_empty(json_t *counters)
+{
+	return counters ? counters : json_object();
+}
+
+/* ---- status --------------------------------------------------------------------------------- */
+
+static json_t *status(const struct queries *q)
+{
+	struct registration_counts counts;
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	registration_count(q->registration, &counts);
+	return answer(json_pack("{s:s, s:s, s:s, s:I, s:{s:I, s:I, s:I}, s:s, s:s, s:s, s:s, s:o}",
+				"version", SOCKMESH_VERSION, "engine", redirect_engine(q->redirect),
+				"engineReason", redirect_reason(q->redirect), "uptimeSeconds",
+				(json_int_t)(now.tv_sec - q->started_s), "pods", "redirected",
+				(json_int_t)counts.redirected, "skipped",
+				(json_int_t)counts.skipped, "orphaned", (json_int_t)counts.orphaned,
+				"runDir", q->options->run_dir, "bpffsDir",
+				q->options->redirect.bpffs_dir, "cgroup", q->attach_dir, "mesh",
+				q->options->text[OPTION_MESH], "counters",
+				object_or_empty(redirect_node_counters(q->redirect))));
+}
+
+/* ---- pods and pod --------------------------------------------------------------------------- */
+
+static json_t *ips_json(const struct pod *pod)
+{
+	json_t *ips = json_array();
+
+	for (size_t i = 0; i < pod->n_ips; i++) {
+		char text[IP_ADDRESS_TEXT_MAX];
+
+		json_array_append_new(ips,
+				      json_string(ip_address_format(&pod->ips[i].address, text)));
+	}
+	return ips;
+}
+
+static json_t *pod_json(const struct queries *q, const struct pod *pod)
+{
+	bool redirected = pod->mode == POD_SIDECAR;
+	char cookie[24], since[TIME_TEXT_MAX];
+
+	snprintf(cookie, sizeof(cookie), "%" PRIu64, pod->cookie);
+	return json_pack("{s:s?, s:s?, s:s?, s:s, s:s, s:s, s:s, s:s, s:b, s:o, s:s?, s:s, s:s?, "
+			 "s:s}",
+			 "namespace", pod->ns, "name", pod->name, "uid", pod->uid, "containerId",
+			 pod->container_id, "ifName", pod->if_name, "decision",
+			 redirected ? "redirect" : "skip", "reason", pod->reason ?: "", "engine",
+			 redirected ? redirect_engine(q->redirect) : "none", "orphan", pod->orphan,
+			 "ips", ips_json(pod), "netns", pod->netns, "cookie", cookie, "cgroup",
+			 pod->cgroup, "since", pod_state_time(pod->since_s, since));
+}
+
+static json_t *pods(const struct queries *q)
+{
+	const struct pod_table *table = registration_pods(q->registration);
+	json_t *list = json_array();
+
+	for (size_t i = 0; list && i < pod_table_count(table); i++)
+		if (json_array_append_new(list, pod_json(q, pod_table_at(table, i))) < 0) {
+			json_decref(list);
+			return NULL;
+		}
+	return list ? answer(json_pack("{s:o}", "pods", list)) : NULL;
+}
+
+static void add_rules(json_t *list, const char *direction, const struct plan_rule *rules, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		json_array_append_new(
+			list, json_pack("{s:s, s:s, s:s, s:s, s:i}", "direction", direction, "name",
+					plan_rule_name(rules[i].id), "sentence",
+					plan_rule_sentence(rules[i].id), "verdict",
+					rules[i].verdict == PLAN_REDIRECT ? "redirect" : "pass",
+					"port", rules[i].port));
+}
+
+static void add_ports(json_t *lists, const char *name, const struct port_list *ports)
+{
+	json_t *list = ports->n ? json_array() : NULL;
+
+	for (size_t i = 0; list && i < ports->n; i++)
+		json_array_append_new(list, json_integer(ports->ports[i]));
+	if (list)
+		json_object_set_new(lists, name, list);
+}
+
+static void add_prefixes(json_t *lists, const char *name, const struct prefix_list *prefixes)
+{
+	json_t *list = prefixes->n ? json_array() : NULL;
+
+	for (size_t i = 0; list && i < prefixes->n; i++) {
+		char text[IP_PREFIX_TEXT_MAX];
+
+		json_array_append_new(list,
+				      json_string(ip_prefix_format(&prefixes->prefixes[i], text)));
+	}
+	if (list)
+		json_object_set_new(lists, name, list);
+}
+
+static void add_ids(json_t *lists, const char *name, const struct id_list *ids)
+{
+	json_t *list = ids->n ? json_array() : NULL;
+
+	for (size_t i = 0; list && i < ids->n; i++)
+		json_array_append_new(list, json_integer(ids->ids[i]));
+	if (list)
+		json_object_set_new(lists, name, list);
+}
+
+static json_t *lists_json(const struct redirect_plan *plan)
+{
+	json_t *lists = json_object();
+
+	add_ids(lists, "proxyUids", &plan->proxy_uids);
+	add_ids(lists, "proxyGids", &plan->proxy_gids);
+	add_ids(lists, plan->groups_exempt ? "excludedGroups" : "includedGroups", &plan->groups);
+	add_ports(lists, "outboundExcludePorts", &plan->outbound_exclude_ports);
+	add_ports(lists, "outboundIncludePorts", &plan->outbound_include_ports);
+	add_ports(lists, "inboundExcludePorts", &plan->inbound_exclude_ports);
+	add_ports(lists, "inboundIncludePorts", &plan->inbound_include_ports);
+	add_prefixes(lists, "outboundExcludeRanges", &plan->exclude_prefixes);
+	add_prefixes(lists, "outboundIncludeRanges", &plan->include_prefixes);
+	return lists;
+}
+
+static json_t *refuse_unknown_pod(const struct agent_request *req)
+{
+	char text[640];
+
+	snprintf(text, sizeof(text), "no pod %s/%s is known to this agent", req->pod_namespace,
+		 req->pod_name);
+	return agent_reply_refusal(AGENT_CODE_NOT_FOUND, false, text);
+}
+
+static const struct pod *find(const struct queries *q, const struct agent_request *req)
+{
+	if (!req->pod_namespace || !req->pod_name)
+		return NULL;
+	return pod_table_find_name(registration_pods(q->registration), req->pod_namespace,
+				   req->pod_name);
+}
+
+static json_t *pod_details(const struct queries *q, const struct agent_request *req)
+{
+	const struct pod *pod = find(q, req);
+	json_t *rules, *lists, *counters;
+
+	if (!pod)
+		return refuse_unknown_pod(req);
+	rules = json_array();
+	if (pod->plan) {
+		add_rules(rules, "outbound", pod->plan->outbound, pod->plan->n_outbound);
+		add_rules(rules, "inbound", pod->plan->inbound, pod->plan->n_inbound);
+	}
+	lists = pod->plan ? lists_json(pod->plan) : json_object();
+	counters =
+		pod->mode == POD_SIDECAR ? redirect_pod_counters(q->redirect, pod->cookie) : NULL;
+	return answer(json_pack("{s:o, s:o, s:o, s:o}", "pod", pod_json(q, pod), "rules", rules,
+				"lists", lists, "counters", object_or_empty(counters)));
+}
+
+/* ---- explain -------------------------------------------------------------------------------- */
+
+static bool has_id(const struct id_list *list, uint32_t id)
+{
+	for (size_t i = 0; i < list->n; i++)
+		if (list->ids[i] == id)
+			return true;
+	return false;
+}
+
+/* Any id that is not the proxy's and in no group list: the application that nobody told us of. */
+static uint32_t application_id(const struct id_list *proxy, const struct id_list *groups)
+{
+	uint32_t id = 1000;
+
+	while (has_id(proxy, id) || (groups && has_id(groups, id)))
+		id++;
+	return id;
+}
+
+/* Where only some groups are captured, the application is taken to be in one of them. */
+static uint32_t application_gid(const struct redirect_plan *plan)
+{
+	for (size_t i = 0; !plan->groups_exempt && i < plan->groups.n; i++)
+		if (!has_id(&plan->proxy_gids, plan->groups.ids[i]))
+			return plan->groups.ids[i];
+	return application_id(&plan->proxy_gids, &plan->groups);
+}
+
+static json_t *explain_skipped(const struct pod *pod)
+{
+	return answer(json_pack("{s:s, s:i, s:s, s:s, s:b}", "verdict", "pass", "port", 0, "rule",
+				"pod-skipped", "sentence", pod->reason, "inbound", 0));
+}
+
+static json_t *explain(const struct queries *q, const struct agent_request *req)
+{
+	const struct pod *pod = find(q, req);
+	struct plan_flow flow = {.udp = req->udp, .destination = req->to, .port = req->to_port};
+	const struct plan_rule *rule;
+	char to[IP_ENDPOINT_TEXT_MAX];
+
+	if (!pod)
+		return refuse_unknown_pod(req);
+	if (pod->mode == POD_SKIP)
+		return explain_skipped(pod);
+	if (!pod->plan)
+		return agent_reply_refusal(AGENT_CODE_NOT_READY, false, pod->reason);
+	flow.uid =
+		req->uid >= 0 ? (uint32_t)req->uid : application_id(&pod->plan->proxy_uids, NULL);
+	flow.gid = req->gid >= 0 ? (uint32_t)req->gid : application_gid(pod->plan);
+	flow.destination_is_local = redirect_address_is_local(q->redirect, pod->cookie, &req->to);
+	rule = redirect_plan_decide(pod->plan, &flow);
+	return answer(json_pack(
+		"{s:s, s:i, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:b}", "verdict",
+		rule->verdict == PLAN_REDIRECT ? "redirect" : "pass", "port", rule->port, "rule",
+		plan_rule_name(rule->id), "sentence", plan_rule_sentence(rule->id), "inbound", 0,
+		"to", ip_endpoint_format(&req->to, req->to_port, to), "protocol",
+		req->udp ? "udp" : "tcp", "uid", (json_int_t)flow.uid, "gid", (json_int_t)flow.gid,
+		"destinationIsLocal", flow.destination_is_local));
+}
+
+/* ---- probe ---------------------------------------------------------------------------------- */
+
+static json_t *probe(const struct queries *q)
+{
+	const struct redirect_config *cfg = &q->options->redirect;
+	scoped_free uint32_t *ours = NULL;
+	struct kernel_probe *found = NULL;
+	struct error err = {0};
+	size_t n_ours = 0;
+	json_t *reply;
+	char text[640];
+
+	if (own_programs(cfg->bpffs_dir, &ours, &n_ours, &err) ||
+	    kernel_probe_run(cfg->cgroup_root, cfg->bpffs_dir, ours, n_ours, &found, &err))
+		return agent_reply_refusal(AGENT_CODE_KERNEL, true,
+					   error_format(&err, text, sizeof(text)));
+	reply = answer(json_pack("{s:o}", "probe", kernel_probe_json(found)));
+	kernel_probe_free(found);
+	return reply;
+}
+
+json_t *queries_handle(const struct queries *q, const struct agent_request *req)
+{
+	char text[64];
+
+	switch (req->op) {
+	case AGENT_STATUS:
+		return status(q);
+	case AGENT_PODS:
+		return pods(q);
+	case AGENT_POD:
+		return pod_details(q, req);
+	case AGENT_EXPLAIN:
+		return explain(q, req);
+	case AGENT_PROBE:
+		return probe(q);
+	default:
+		snprintf(text, sizeof(text), "\"%s\" is not built yet", agent_op_name(req->op));
+		return agent_reply_refusal(AGENT_CODE_UNSUPPORTED, false, text);
+	}
+}

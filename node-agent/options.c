@@ -1,0 +1,952 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "options.h"
+
+#include "error.h"
+#include "ip_address.h"
+#include "json.h"
+#include "scoped.h"
+#include "write_file.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+enum {
+	CONFIG_FILE_MAX = 1024 * 1024,
+	OPTION_TEXT_MAX = 64 * 1024,
+	ENV_NAME_MAX = 64,
+};
+
+#define ENV_PREFIX "SOCKMESH_"
+
+enum option_type {
+	TYPE_TEXT,
+	TYPE_DIRECTORY, /* an absolute path */
+	TYPE_FILE,	/* an absolute path, or empty for none */
+	TYPE_CHOICE,
+	TYPE_YES_NO,
+	TYPE_NUMBER,
+	TYPE_LIST,     /* of names, comma-separated; an array in the file */
+	TYPE_CIDR4,    /* ADDR/LEN of IPv4 */
+	TYPE_ENDPOINT, /* HOST:PORT, or empty for none */
+};
+
+struct option_spec {
+	const char *name;
+	enum option_type type;
+	const char *initial; /* the default; "" for none */
+	const char *argument;
+	const char *choices; /* TYPE_CHOICE: "a|b|c" */
+	unsigned long long min, max;
+	const char *help;
+	const char *no_effect; /* why giving it changes nothing yet; NULL: it works */
+	const char *refused;   /* values, "|a|b|", that are refused as not built yet */
+};
+
+/* In the order of enum option_id, which is the order of --help and --dump-config. */
+static const struct option_spec specs[OPTION_COUNT_] = {
+	[OPTION_MODE] = {.name = "mode",
+			 .type = TYPE_CHOICE,
+			 .initial = "auto",
+			 .choices = "auto|ebpf|nftables|iptables",
+			 .refused = "|nftables|iptables|",
+			 .help = "redirect engine; auto takes the best that this kernel can run"},
+	[OPTION_ACCELERATE] = {.name = "accelerate",
+			       .type = TYPE_CHOICE,
+			       .initial = "off",
+			       .choices = "off|proxy|auto|full-advised|full",
+			       .no_effect = "the accelerator is not built yet: "
+					    "connections are redirected and nothing more",
+			       .help = "shorten the path between two sockets of this node"},
+	[OPTION_MESH] = {.name = "mesh",
+			 .type = TYPE_CHOICE,
+			 .initial = "istio",
+			 .choices = "istio|linkerd|kuma|osm|custom",
+			 .help = "whose proxy: its ports and its user id"},
+	[OPTION_OUTBOUND_PORT] = {.name = "outbound-port",
+				  .type = TYPE_NUMBER,
+				  .initial = "",
+				  .argument = "PORT",
+				  .min = 1,
+				  .max = 65535,
+				  .help = "with --mesh custom: the proxy's outbound listener"},
+	[OPTION_INBOUND_PORT] = {.name = "inbound-port",
+				 .type = TYPE_NUMBER,
+				 .initial = "",
+				 .argument = "PORT",
+				 .min = 1,
+				 .max = 65535,
+				 .help = "with --mesh custom: the proxy's inbound listener"},
+	[OPTION_DNS_PORT] =
+		{.name = "dns-port",
+		 .type = TYPE_NUMBER,
+		 .initial = "",
+		 .argument = "PORT",
+		 .min = 0,
+		 .max = 65535,
+		 .help = "with --mesh custom: the proxy's DNS listener; 0: it has none"},
+	[OPTION_PROXY_UID] = {.name = "proxy-uid",
+			      .type = TYPE_NUMBER,
+			      .initial = "",
+			      .argument = "UID",
+			      .min = 0,
+			      .max = 4294967294,
+			      .help = "with --mesh custom: the user id that the proxy runs as"},
+	[OPTION_PROXY_GID] = {.name = "proxy-gid",
+			      .type = TYPE_NUMBER,
+			      .initial = "",
+			      .argument = "GID",
+			      .min = 0,
+			      .max = 4294967294,
+			      .help = "with --mesh custom: its group id; --proxy-uid's number when "
+				      "not given"},
+	[OPTION_PROXY_IDENTITY] = {.name = "proxy-identity",
+				   .type = TYPE_CHOICE,
+				   .initial = "uid",
+				   .choices = "uid|cgroup",
+				   .refused = "|cgroup|",
+				   .help = "how the proxy's own connections are told from the "
+					   "application's"},
+	[OPTION_CAPTURE_IPV6] = {.name = "capture-ipv6",
+				 .type = TYPE_YES_NO,
+				 .initial = "yes",
+				 .help = "redirect IPv6 connections too"},
+	[OPTION_LOOPBACK_CIDR] = {.name = "loopback-cidr",
+				  .type = TYPE_CIDR4,
+				  .initial = "127.0.0.1/32",
+				  .argument = "CIDR",
+				  .help = "IPv4 destinations that count as loopback, which the "
+					  "outbound rules leave alone"},
+	[OPTION_OWNER_GROUPS] = {.name = "owner-groups",
+				 .type = TYPE_LIST,
+				 .initial = "*",
+				 .argument = "LIST",
+				 .help = "capture only connections of these group ids; * is all"},
+	[OPTION_OWNER_GROUPS_EXCLUDE] = {.name = "owner-groups-exclude",
+					 .type = TYPE_LIST,
+					 .initial = "",
+					 .argument = "LIST",
+					 .help = "do not capture connections of these group ids"},
+	[OPTION_EXCLUDE_NAMESPACES] = {.name = "exclude-namespaces",
+				       .type = TYPE_LIST,
+				       .initial = "kube-system",
+				       .argument = "LIST",
+				       .help = "namespaces whose pods are never redirected"},
+	[OPTION_OWN_PODS] =
+		{.name = "own-pods",
+		 .type = TYPE_LIST,
+		 .initial = "",
+		 .argument = "LIST",
+		 .help = "NAMESPACE/NAME-PREFIX of pods that are never redirected: ours "
+			 "and the node proxy's"},
+	[OPTION_RUN_DIR] = {.name = "run-dir",
+			    .type = TYPE_DIRECTORY,
+			    .initial = "/run/sockmesh",
+			    .argument = "DIR",
+			    .help = "agent.sock and the state file; made with mode 0700"},
+	[OPTION_BPFFS_DIR] = {.name = "bpffs-dir",
+			      .type = TYPE_DIRECTORY,
+			      .initial = "/sys/fs/bpf/sockmesh",
+			      .argument = "DIR",
+			      .help = "pinned maps and links; bpffs is mounted when it must be"},
+	[OPTION_CGROUP_ROOT] =
+		{.name = "cgroup-root",
+		 .type = TYPE_DIRECTORY,
+		 .initial = "",
+		 .argument = "DIR",
+		 .help = "cgroup2 directory; programs attach to its kubepods[.slice], "
+			 "else to itself; the first cgroup2 mount when not given"},
+	[OPTION_MAX_PODS] = {.name = "max-pods",
+			     .type = TYPE_NUMBER,
+			     .initial = "1024",
+			     .argument = "N",
+			     .min = 1,
+			     .max = 65536,
+			     .help = "pods redirected at once"},
+	[OPTION_MAX_HANDOVERS] = {.name = "max-handovers",
+				  .type = TYPE_NUMBER,
+				  .initial = "262144",
+				  .argument = "N",
+				  .min = 1,
+				  .max = 16777216,
+				  .help = "connections of the node that wait for their proxy to "
+					  "accept them; more are refused"},
+	[OPTION_MAX_HANDOVERS_PER_POD] = {.name = "max-handovers-per-pod",
+					  .type = TYPE_NUMBER,
+					  .initial = "65536",
+					  .argument = "N",
+					  .min = 1,
+					  .max = 16777216,
+					  .help = "the same, of one pod"},
+	[OPTION_MAX_RULE_ENTRIES] = {.name = "max-rule-entries",
+				     .type = TYPE_NUMBER,
+				     .initial = "1000000",
+				     .argument = "N",
+				     .min = 1,
+				     .max = 16777216,
+				     .help = "ports and prefixes in all lists of all pods"},
+	[OPTION_KUBERNETES] = {.name = "kubernetes",
+			       .type = TYPE_CHOICE,
+			       .initial = "auto",
+			       .choices = "auto|off",
+			       .help = "watch the API server; outside a cluster auto is off"},
+	[OPTION_KUBECONFIG] = {.name = "kubeconfig",
+			       .type = TYPE_FILE,
+			       .initial = "",
+			       .argument = "FILE",
+			       .no_effect = "watching the API server is not built yet",
+			       .help = "how to reach the API server from outside a cluster"},
+	[OPTION_NODE_NAME] = {.name = "node-name",
+			      .type = TYPE_TEXT,
+			      .initial = "",
+			      .argument = "NAME",
+			      .no_effect = "watching the API server is not built yet",
+			      .help = "this node's name in the API; the host name when not given"},
+	[OPTION_ZTUNNEL_SOCKET] = {.name = "ztunnel-socket",
+				   .type = TYPE_DIRECTORY,
+				   .initial = "/var/run/ztunnel/ztunnel.sock",
+				   .argument = "PATH",
+				   .no_effect = "ambient mode is not built yet",
+				   .help = "where ztunnel connects"},
+	[OPTION_AMBIENT_DNS_CAPTURE] = {.name = "ambient-dns-capture",
+					.type = TYPE_YES_NO,
+					.initial = "yes",
+					.no_effect = "ambient mode is not built yet",
+					.help = "send DNS of ambient pods to ztunnel"},
+	[OPTION_WITHOUT_ZTUNNEL] = {.name = "without-ztunnel",
+				    .type = TYPE_CHOICE,
+				    .initial = "deny",
+				    .choices = "deny|admit",
+				    .no_effect = "ambient mode is not built yet",
+				    .help = "a new ambient pod while ztunnel is away"},
+	[OPTION_ENROL_EXISTING] = {.name = "enrol-existing",
+				   .type = TYPE_CHOICE,
+				   .initial = "keep",
+				   .choices = "keep|reset",
+				   .no_effect = "enrolling running pods is not built yet",
+				   .help = "connections that a pod has when it is enrolled live"},
+	[OPTION_KUBELET_CGROUP] =
+		{.name = "kubelet-cgroup",
+		 .type = TYPE_FILE,
+		 .initial = "",
+		 .argument = "DIR",
+		 .no_effect = "the exemption of kubelet's probes comes with ambient "
+			      "mode, which is not built yet",
+		 .help = "kubelet's cgroup, so that its probes reach ambient pods"},
+	[OPTION_INSTALL_CNI] = {.name = "install-cni",
+				.type = TYPE_YES_NO,
+				.initial = "no",
+				.refused = "|yes|",
+				.help = "install the plugin and its entry in the node's conflist"},
+	[OPTION_CNI_CONF_DIR] = {.name = "cni-conf-dir",
+				 .type = TYPE_DIRECTORY,
+				 .initial = "/etc/cni/net.d",
+				 .argument = "DIR",
+				 .no_effect = "installing the plugin is not built yet",
+				 .help = "where the node's conflist is"},
+	[OPTION_CNI_BIN_DIR] = {.name = "cni-bin-dir",
+				.type = TYPE_DIRECTORY,
+				.initial = "/opt/cni/bin",
+				.argument = "DIR",
+				.no_effect = "installing the plugin is not built yet",
+				.help = "where the node's plugins are"},
+	[OPTION_METRICS_ADDRESS] = {.name = "metrics-address",
+				    .type = TYPE_ENDPOINT,
+				    .initial = "",
+				    .argument = "HOST:PORT",
+				    .no_effect = "metrics are not built yet: nothing listens there",
+				    .help = "serve /metrics, /healthz and /readyz"},
+	[OPTION_LOG_FORMAT] = {.name = "log-format",
+			       .type = TYPE_CHOICE,
+			       .initial = "text",
+			       .choices = "text|json",
+			       .help = "one line a message, or one JSON object"},
+	[OPTION_LOG_LEVEL] = {.name = "log-level",
+			      .type = TYPE_CHOICE,
+			      .initial = "info",
+			      .choices = "error|warn|info|debug",
+			      .help = "the least important level that is logged"},
+};
+
+/* Flags that are no settings: they have no file key, and no environment variable but config's. */
+static const struct {
+	const char *name;
+	enum options_action action;
+	const char *help;
+} actions[] = {
+	{"help", ACTION_HELP, "print this and exit"},
+	{"version", ACTION_VERSION, "print the version and exit"},
+	{"dump-config", ACTION_DUMP, "print every value with its source and exit"},
+	{"uninstall", ACTION_UNINSTALL,
+	 "remove everything that agents with these directories left on this node, and exit"},
+};
+enum { N_ACTIONS = sizeof(actions) / sizeof(actions[0]) };
+
+static const char *environment_name(const char *option, char buf[static ENV_NAME_MAX])
+{
+	size_t n = 0;
+
+	for (const char *p = option; *p && n < ENV_NAME_MAX - sizeof(ENV_PREFIX) - 1; p++, n++)
+		buf[sizeof(ENV_PREFIX) - 1 + n] =
+			*p == '-' ? '_' : (char)toupper((unsigned char)*p);
+	memcpy(buf, ENV_PREFIX, sizeof(ENV_PREFIX) - 1);
+	buf[sizeof(ENV_PREFIX) - 1 + n] = '\0';
+	return buf;
+}
+
+/* Where a value of this source stands, as errors and --dump-config say it. */
+static const char *source_text(const struct options *options, enum option_id id, char *buf,
+			       size_t size)
+{
+	char name[ENV_NAME_MAX];
+
+	switch (options->source[id]) {
+	case SOURCE_FLAG:
+		snprintf(buf, size, "flag --%s", specs[id].name);
+		break;
+	case SOURCE_ENVIRONMENT:
+		snprintf(buf, size, "environment %s", environment_name(specs[id].name, name));
+		break;
+	case SOURCE_FILE:
+		snprintf(buf, size, "file %s, key %s", options->config_file ?: "-", specs[id].name);
+		break;
+	default:
+		snprintf(buf, size, "default");
+	}
+	return buf;
+}
+
+static int value_error(const struct options *options, enum option_id id, const char *why,
+		       struct error *err)
+{
+	char where[PATH_MAX + 64];
+
+	return error_set(err, EINVAL, "%s: \"%.128s\": %s",
+			 source_text(options, id, where, sizeof(where)), options->text[id], why);
+}
+
+/* Keeps the value of the higher source. Takes over text. */
+static int set_value(struct options *options, enum option_id id, enum option_source source,
+		     char *text, struct error *err)
+{
+	if (!text)
+		return error_set(err, ENOMEM, "option %s", specs[id].name);
+	if (options->text[id] && options->source[id] > source) {
+		free(text);
+		return 0;
+	}
+	free(options->text[id]);
+	options->text[id] = text;
+	options->source[id] = source;
+	return 0;
+}
+
+static int find_option(const char *name, size_t length)
+{
+	for (int id = 0; id < OPTION_COUNT_; id++)
+		if (strlen(specs[id].name) == length && !strncmp(specs[id].name, name, length))
+			return id;
+	return -1;
+}
+
+/* ---- flags ---------------------------------------------------------------------------------- */
+
+static int take_action(struct options *options, const char *flag, size_t length, bool *ret_taken,
+		       struct error *err)
+{
+	for (size_t i = 0; i < N_ACTIONS; i++) {
+		if (strlen(actions[i].name) != length ||
+		    strncmp(actions[i].name, flag, length) != 0)
+			continue;
+		if (flag[length] == '=')
+			return error_set(err, EINVAL, "--%s takes no value", actions[i].name);
+		/* --help and --version answer whatever stands beside them. */
+		if (options->action != ACTION_HELP && options->action != ACTION_VERSION)
+			options->action = actions[i].action;
+		*ret_taken = true;
+		return 0;
+	}
+	*ret_taken = false;
+	return 0;
+}
+
+static int take_flag(struct options *options, char *const *argv, int *i, struct error *err)
+{
+	const char *flag = argv[*i] + 2, *value;
+	size_t length = strcspn(flag, "=");
+	bool is_config = length == 6 && !strncmp(flag, "config", length);
+	int id = find_option(flag, length);
+	bool taken = false;
+	int r = take_action(options, flag, length, &taken, err);
+
+	if (r || taken)
+		return r;
+	if (id < 0 && !is_config)
+		return error_set(err, EINVAL, "unknown option --%.*s", (int)length, flag);
+	value = flag[length] == '=' ? flag + length + 1 : argv[*i + 1];
+	if (!value)
+		return error_set(err, EINVAL, "--%.*s needs a value", (int)length, flag);
+	if (flag[length] != '=')
+		(*i)++;
+	if (!is_config)
+		return set_value(options, (enum option_id)id, SOURCE_FLAG, strdup(value), err);
+	free(options->config_file);
+	options->config_file = strdup(value);
+	options->config_source = SOURCE_FLAG;
+	return options->config_file ? 0 : error_set(err, ENOMEM, "--config");
+}
+
+static int read_flags(struct options *options, int argc, char *const *argv, struct error *err)
+{
+	int failed = 0;
+
+	for (int i = 1; i < argc; i++) {
+		struct error ignored;
+		int r;
+
+		if (!strcmp(argv[i], "-h")) {
+			options->action = ACTION_HELP;
+			continue;
+		}
+		if (strncmp(argv[i], "--", 2) != 0)
+			r = error_set(failed ? &ignored : err, EINVAL, "unexpected argument \"%s\"",
+				      argv[i]);
+		else
+			r = take_flag(options, argv, &i, failed ? &ignored : err);
+		if (r && !failed)
+			failed = r; /* the first is reported; --help may still follow */
+	}
+	return failed;
+}
+
+/* ---- environment ---------------------------------------------------------------------------- */
+
+/* An empty variable counts as not set: that is how a pod template leaves one out. */
+static const char *find_variable(char *const *environment, const char *name)
+{
+	size_t length = strlen(name);
+
+	for (; environment && *environment; environment++)
+		if (!strncmp(*environment, name, length) && (*environment)[length] == '=' &&
+		    (*environment)[length + 1])
+			return *environment + length + 1;
+	return NULL;
+}
+
+static int read_environment(struct options *options, char *const *environment, struct error *err)
+{
+	char name[ENV_NAME_MAX];
+	const char *value;
+
+	for (int id = 0; id < OPTION_COUNT_; id++) {
+		int r;
+
+		value = find_variable(environment, environment_name(specs[id].name, name));
+		if (!value)
+			continue;
+		r = set_value(options, (enum option_id)id, SOURCE_ENVIRONMENT, strdup(value), err);
+		if (r)
+			return r;
+	}
+	value = find_variable(environment, ENV_PREFIX "CONFIG");
+	if (value && !options->config_file) {
+		options->config_file = strdup(value);
+		options->config_source = SOURCE_ENVIRONMENT;
+		if (!options->config_file)
+			return error_set(err, ENOMEM, "%s", ENV_PREFIX "CONFIG");
+	}
+	return 0;
+}
+
+/* ---- file ----------------------------------------------------------------------------------- */
+
+/* Elements joined by commas, so none may hold one. */
+static char *list_text(const json_t *array, const char *where, struct error *err)
+{
+	size_t used = 0, size = 1;
+	char *text, shown[64];
+	json_t *element;
+	size_t i;
+
+	json_array_foreach ((json_t *)array, i, element) {
+		if (!json_is_string(element) || !*json_string_value(element) ||
+		    strchr(json_string_value(element), ',') ||
+		    strlen(json_string_value(element)) != json_string_length(element)) {
+			error_set(err, EINVAL, "%s[%zu]: %s is not a name", where, i,
+				  json_describe(element, shown, sizeof(shown)));
+			return NULL;
+		}
+		size += json_string_length(element) + 1;
+	}
+	text = malloc(size);
+	if (!text) {
+		error_set(err, ENOMEM, "%s", where);
+		return NULL;
+	}
+	json_array_foreach ((json_t *)array, i, element)
+		used += (size_t)snprintf(text + used, size - used, "%s%s", i ? "," : "",
+					 json_string_value(element));
+	text[used] = '\0';
+	return text;
+}
+
+static const char *type_in_file(enum option_type type)
+{
+	switch (type) {
+	case TYPE_YES_NO:
+		return "true or false";
+	case TYPE_NUMBER:
+		return "a whole number";
+	case TYPE_LIST:
+		return "an array of strings";
+	default:
+		return "a string";
+	}
+}
+
+static char *file_value_text(enum option_id id, const json_t *value, const char *what,
+			     struct error *err)
+{
+	char where[PATH_MAX + 64], shown[64], *text = NULL;
+
+	snprintf(where, sizeof(where), "%s: %s", what, specs[id].name);
+	switch (specs[id].type) {
+	case TYPE_YES_NO:
+		if (json_is_boolean(value))
+			return strdup(json_is_true(value) ? "yes" : "no");
+		break;
+	case TYPE_NUMBER:
+		if (!json_is_integer(value))
+			break;
+		if (asprintf(&text, "%lld", (long long)json_integer_value(value)) < 0)
+			error_set(err, ENOMEM, "%s", where);
+		return text;
+	case TYPE_LIST:
+		if (json_is_array(value))
+			return list_text(value, where, err);
+		break;
+	default:
+		if (json_is_string(value) &&
+		    strlen(json_string_value(value)) == json_string_length(value))
+			return strdup(json_string_value(value));
+	}
+	error_set(err, EINVAL, "%s must be %s, not %s", where, type_in_file(specs[id].type),
+		  json_describe(value, shown, sizeof(shown)));
+	return NULL;
+}
+
+int options_read_file_text(struct options *options, const char *text, size_t size, const char *what,
+			   struct error *err)
+{
+	scoped_json json_t *root = NULL;
+	const char *key;
+	json_t *value;
+	int r = json_parse(text, size, what, &root, err);
+
+	if (r)
+		return r;
+	if (!json_is_object(root))
+		return error_set(err, EINVAL, "%s: not a JSON object", what);
+	json_object_foreach (root, key, value) {
+		int id = find_option(key, strlen(key));
+		char *converted;
+
+		if (id < 0)
+			return error_set(err, EINVAL, "%s: unknown key \"%.64s\"", what, key);
+		err->code = ENOMEM;
+		snprintf(err->text, sizeof(err->text), "%s: %s", what, key);
+		converted = file_value_text((enum option_id)id, value, what, err);
+		if (!converted)
+			return -err->code;
+		r = set_value(options, (enum option_id)id, SOURCE_FILE, converted, err);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static int read_config_file(struct options *options, struct error *err)
+{
+	scoped_free char *text = NULL;
+	size_t size;
+	int r;
+
+	if (!options->config_file)
+		return 0;
+	r = read_file(options->config_file, CONFIG_FILE_MAX, &text, &size, err);
+	if (r)
+		return r;
+	return options_read_file_text(options, text, size, options->config_file, err);
+}
+
+/* ---- values --------------------------------------------------------------------------------- */
+
+static bool is_choice(const char *choices, const char *text)
+{
+	size_t length = strlen(text);
+
+	for (const char *p = choices; *p;) {
+		size_t n = strcspn(p, "|");
+
+		if (n == length && !strncmp(p, text, n))
+			return true;
+		p += n + (p[n] == '|');
+	}
+	return false;
+}
+
+static int parse_number(const struct options *options, enum option_id id, unsigned long long *ret,
+			struct error *err)
+{
+	const struct option_spec *spec = &specs[id];
+	const char *text = options->text[id];
+	unsigned long long value = 0;
+	char why[96];
+
+	snprintf(why, sizeof(why), "not a whole number from %llu to %llu", spec->min, spec->max);
+	if (!*text || strlen(text) > 10 || strspn(text, "0123456789") != strlen(text))
+		return value_error(options, id, why, err);
+	for (const char *p = text; *p; p++)
+		value = value * 10 + (unsigned)(*p - '0');
+	if (value < spec->min || value > spec->max)
+		return value_error(options, id, why, err);
+	*ret = value;
+	return 0;
+}
+
+static int check_path(const struct options *options, enum option_id id, struct error *err)
+{
+	const char *text = options->text[id];
+
+	if (text[0] != '/')
+		return value_error(options, id, "not an absolute path", err);
+	if (strlen(text) >= PATH_MAX)
+		return value_error(options, id, "longer than a path can be", err);
+	return 0;
+}
+
+static int check_endpoint(const struct options *options, enum option_id id, struct error *err)
+{
+	const char *text = options->text[id], *colon = strrchr(text, ':');
+	char *end;
+	unsigned long port;
+
+	if (!colon || !isdigit((unsigned char)colon[1]))
+		return value_error(options, id, "not HOST:PORT", err);
+	port = strtoul(colon + 1, &end, 10);
+	if (*end || port < 1 || port > 65535)
+		return value_error(options, id, "the port is not from 1 to 65535", err);
+	return 0;
+}
+
+static int check_cidr4(const struct options *options, enum option_id id, struct error *err)
+{
+	struct ip_prefix prefix;
+	struct error inner = {0};
+
+	if (ip_prefix_parse(options->text[id], &prefix, &inner))
+		return value_error(options, id, inner.text, err);
+	if (!ip_address_is_v4(&prefix.address) || prefix.length < IP_V4_PREFIX_BITS)
+		return value_error(options, id, "not an IPv4 prefix", err);
+	return 0;
+}
+
+static int check_value(const struct options *options, enum option_id id, struct error *err)
+{
+	const struct option_spec *spec = &specs[id];
+	const char *text = options->text[id];
+	char part[64 + 2], why[256];
+	unsigned long long number;
+
+	if (strlen(text) > OPTION_TEXT_MAX)
+		return value_error(options, id, "longer than 64 KiB", err);
+	if (!*text && (!*spec->initial || spec->type == TYPE_LIST))
+		return 0; /* empty: as if not given */
+	snprintf(part, sizeof(part), "|%.63s|", text);
+	if (spec->refused && strstr(spec->refused, part))
+		return value_error(options, id, "not built yet", err);
+	switch (spec->type) {
+	case TYPE_CHOICE:
+		snprintf(why, sizeof(why), "not one of %s", spec->choices);
+		return is_choice(spec->choices, text) ? 0 : value_error(options, id, why, err);
+	case TYPE_YES_NO:
+		return is_choice("yes|no", text) ? 0
+						 : value_error(options, id, "not yes or no", err);
+	case TYPE_NUMBER:
+		return parse_number(options, id, &number, err);
+	case TYPE_DIRECTORY:
+	case TYPE_FILE:
+		return check_path(options, id, err);
+	case TYPE_CIDR4:
+		return check_cidr4(options, id, err);
+	case TYPE_ENDPOINT:
+		return check_endpoint(options, id, err);
+	default:
+		return 0;
+	}
+}
+
+/* A number that check_value() has passed; `absent` for an empty one. */
+static uint32_t number_of(const struct options *options, enum option_id id, uint32_t absent)
+{
+	const char *text = options->text[id];
+
+	return *text ? (uint32_t)strtoul(text, NULL, 10) : absent;
+}
+
+static bool is_set(const struct options *options, enum option_id id)
+{
+	return *options->text[id] != '\0';
+}
+
+/* Splits "a, b,c"; empty elements are an error. NULL-terminated; free the elements and it. */
+static int split_list(const struct options *options, enum option_id id, char ***ret,
+		      struct error *err)
+{
+	const char *text = options->text[id];
+	size_t n = 1, used = 0;
+	char **list;
+
+	for (const char *p = text; *p; p++)
+		n += *p == ',';
+	list = calloc(n + 1, sizeof(*list));
+	if (!list)
+		return error_set(err, ENOMEM, "option %s", specs[id].name);
+	*ret = list; /* options_done() frees it, half full too */
+	while (*text) {
+		size_t length = strcspn(text, ","), lead = strspn(text, " ");
+		size_t trimmed = length;
+
+		while (trimmed > lead && text[trimmed - 1] == ' ')
+			trimmed--;
+		if (lead >= trimmed || (text[length] == ',' && !text[length + 1]))
+			return value_error(options, id, "an empty element", err);
+		list[used] = strndup(text + lead, trimmed - lead);
+		if (!list[used++])
+			return error_set(err, ENOMEM, "option %s", specs[id].name);
+		text += length + (text[length] == ',');
+	}
+	return 0;
+}
+
+static int resolve_lists(struct options *options, struct error *err)
+{
+	int r = split_list(options, OPTION_EXCLUDE_NAMESPACES, &options->exclude_namespaces, err);
+
+	if (!r)
+		r = split_list(options, OPTION_OWN_PODS, &options->own_pods, err);
+	for (char **pod = options->own_pods; !r && *pod; pod++) {
+		const char *slash = strchr(*pod, '/');
+
+		if (!slash || slash == *pod || strchr(slash + 1, '/'))
+			r = value_error(options, OPTION_OWN_PODS,
+					"an element is not NAMESPACE/NAME-PREFIX", err);
+	}
+	options->policy.exclude_namespaces = (const char *const *)options->exclude_namespaces;
+	options->policy.own_pods = (const char *const *)options->own_pods;
+	return r;
+}
+
+static int resolve_custom_mesh(struct options *options, struct mesh_preset *mesh, struct error *err)
+{
+	static const enum option_id needed[] = {OPTION_OUTBOUND_PORT, OPTION_INBOUND_PORT,
+						OPTION_PROXY_UID};
+
+	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++)
+		if (!is_set(options, needed[i]))
+			return error_set(err, EINVAL, "--mesh custom needs --%s",
+					 specs[needed[i]].name);
+	mesh->outbound_port = (uint16_t)number_of(options, OPTION_OUTBOUND_PORT, 0);
+	mesh->inbound_port = (uint16_t)number_of(options, OPTION_INBOUND_PORT, 0);
+	mesh->dns_port = (uint16_t)number_of(options, OPTION_DNS_PORT, 0);
+	mesh->proxy_uid = number_of(options, OPTION_PROXY_UID, 0);
+	mesh->proxy_gid = number_of(options, OPTION_PROXY_GID, mesh->proxy_uid);
+	if (mesh->outbound_port == mesh->inbound_port)
+		return value_error(options, OPTION_INBOUND_PORT, "the same as --outbound-port",
+				   err);
+	return 0;
+}
+
+static int resolve_mesh(struct options *options, struct error *err)
+{
+	static const enum option_id custom_only[] = {OPTION_OUTBOUND_PORT, OPTION_INBOUND_PORT,
+						     OPTION_DNS_PORT, OPTION_PROXY_UID,
+						     OPTION_PROXY_GID};
+	struct mesh_preset *mesh = &options->policy.mesh;
+
+	for (int i = 0; i < MESH_COUNT_; i++)
+		if (!strcmp(mesh_presets[i].name, options->text[OPTION_MESH]))
+			*mesh = mesh_presets[i];
+	if (!strcmp(options->text[OPTION_MESH], "custom"))
+		return resolve_custom_mesh(options, mesh, err);
+	for (size_t i = 0; i < sizeof(custom_only) / sizeof(custom_only[0]); i++)
+		if (is_set(options, custom_only[i]))
+			return value_error(options, custom_only[i], "only with --mesh custom", err);
+	return 0;
+}
+
+static int resolve_directories(struct options *options, struct error *err)
+{
+	enum { SOCKET_PATH_MAX = sizeof(((struct sockaddr_un *)NULL)->sun_path) };
+
+	options->run_dir = options->text[OPTION_RUN_DIR];
+	if (strlen(options->run_dir) + sizeof("/agent.sock") > SOCKET_PATH_MAX)
+		return value_error(options, OPTION_RUN_DIR,
+				   "too long for a unix socket's path in it", err);
+	options->redirect.bpffs_dir = options->text[OPTION_BPFFS_DIR];
+	options->cgroup_root_given = is_set(options, OPTION_CGROUP_ROOT);
+	options->redirect.cgroup_root =
+		options->cgroup_root_given ? options->text[OPTION_CGROUP_ROOT] : NULL;
+	return 0;
+}
+
+static int resolve_redirect(struct options *options, struct error *err)
+{
+	struct redirect_config *redirect = &options->redirect;
+
+	redirect->mode =
+		!strcmp(options->text[OPTION_MODE], "ebpf") ? REDIRECT_EBPF : REDIRECT_AUTO;
+	redirect->max_pods = number_of(options, OPTION_MAX_PODS, 0);
+	redirect->max_handovers = number_of(options, OPTION_MAX_HANDOVERS, 0);
+	redirect->max_handovers_per_pod = number_of(options, OPTION_MAX_HANDOVERS_PER_POD, 0);
+	redirect->max_rule_entries = number_of(options, OPTION_MAX_RULE_ENTRIES, 0);
+	if (redirect->max_handovers_per_pod > redirect->max_handovers)
+		return value_error(options, OPTION_MAX_HANDOVERS_PER_POD,
+				   "more than --max-handovers", err);
+	return 0;
+}
+
+static int resolve_rest(struct options *options, struct error *err)
+{
+	struct policy_config *policy = &options->policy;
+	int r = ip_prefix_parse(options->text[OPTION_LOOPBACK_CIDR], &policy->loopback4, err);
+
+	policy->capture_ipv6 = !strcmp(options->text[OPTION_CAPTURE_IPV6], "yes");
+	policy->owner_groups =
+		is_set(options, OPTION_OWNER_GROUPS) ? options->text[OPTION_OWNER_GROUPS] : NULL;
+	policy->owner_groups_exclude = is_set(options, OPTION_OWNER_GROUPS_EXCLUDE)
+					       ? options->text[OPTION_OWNER_GROUPS_EXCLUDE]
+					       : NULL;
+	options->kubernetes_auto = !strcmp(options->text[OPTION_KUBERNETES], "auto");
+	if (!r)
+		r = log_level_parse(options->text[OPTION_LOG_LEVEL], &options->log_level, err);
+	if (!r)
+		r = log_format_parse(options->text[OPTION_LOG_FORMAT], &options->log_format, err);
+	return r;
+}
+
+int options_resolve(struct options *options, struct error *err)
+{
+	int r = 0;
+
+	for (int id = 0; id < OPTION_COUNT_ && !r; id++) {
+		if (!options->text[id])
+			r = set_value(options, (enum option_id)id, SOURCE_DEFAULT,
+				      strdup(specs[id].initial), err);
+		if (!r)
+			r = check_value(options, (enum option_id)id, err);
+	}
+	if (!r)
+		r = resolve_mesh(options, err);
+	if (!r)
+		r = resolve_lists(options, err);
+	if (!r)
+		r = resolve_directories(options, err);
+	if (!r)
+		r = resolve_redirect(options, err);
+	if (!r)
+		r = resolve_rest(options, err);
+	return r;
+}
+
+int options_parse(int argc, char *const *argv, char *const *environment, struct options *ret,
+		  struct error *err)
+{
+	struct options options = {0};
+	int r = read_flags(&options, argc, argv, err);
+
+	if (options.action == ACTION_HELP || options.action == ACTION_VERSION)
+		r = 0;
+	else if (!r)
+		r = read_environment(&options, environment, err);
+	if (!r && options.action != ACTION_HELP && options.action != ACTION_VERSION) {
+		r = read_config_file(&options, err);
+		if (!r)
+			r = options_resolve(&options, err);
+	}
+	if (r)
+		options_done(&options);
+	else
+		*ret = options;
+	return r;
+}
+
+static void free_list(char **list)
+{
+	for (char **element = list; element && *element; element++)
+		free(*element);
+	free(list);
+}
+
+void options_done(struct options *options)
+{
+	for (int id = 0; id < OPTION_COUNT_; id++)
+		free(options->text[id]);
+	free(options->config_file);
+	free_list(options->exclude_namespaces);
+	free_list(options->own_pods);
+	memset(options, 0, sizeof(*options));
+}
+
+/* ---- for people ----------------------------------------------------------------------------- */
+
+void options_print_help(FILE *out)
+{
+	fprintf(out,
+		"Usage: sockmesh-agent [OPTION...]\n"
+		"\n"
+		"Redirects the connections of this node's pods to their service-mesh proxies.\n"
+		"Each option is also an environment variable (--run-dir: %sRUN_DIR) and a key of "
+		"the\n"
+		"JSON object in the --config file (\"run-dir\"). A flag beats the environment, "
+		"which\n"
+		"beats the file.\n"
+		"\n",
+		ENV_PREFIX);
+	for (int id = 0; id < OPTION_COUNT_; id++) {
+		const struct option_spec *spec = &specs[id];
+		const char *argument = spec->type == TYPE_CHOICE   ? spec->choices
+				       : spec->type == TYPE_YES_NO ? "yes|no"
+								   : spec->argument;
+
+		fprintf(out, "  --%s %s\n", spec->name, argument);
+		fprintf(out, "      %s%s%s%s\n", spec->help, *spec->initial ? " (" : "",
+			spec->initial, *spec->initial ? ")" : "");
+		if (spec->no_effect)
+			fprintf(out, "      no effect yet: %s\n", spec->no_effect);
+	}
+	fprintf(out, "  --config FILE\n      the configuration file\n");
+	for (size_t i = 0; i < N_ACTIONS; i++)
+		fprintf(out, "  --%s\n      %s\n", actions[i].name, actions[i].help);
+	fprintf(out, "\nExit status: 0, 1 on failure, 2 on a usage or configuration error.\n");
+}
+
+void options_print_dump(const struct options *options, FILE *out)
+{
+	char where[PATH_MAX + 64];
+
+	for (int id = 0; id < OPTION_COUNT_; id++)
+		fprintf(out, "%s=%s\t# %s\n", specs[id].name, options->text[id],
+			source_text(options, (enum option_id)id, where, sizeof(where)));
+}
+
+void options_without_effect(const struct options *options,
+			    void (*fn)(const char *name, const char *sentence))
+{
+	for (int id = 0; id < OPTION_COUNT_; id++)
+		if (specs[id].no_effect && strcmp(options->text[id], specs[id].initial) != 0)
+			fn(specs[id].name, specs[id].no_effect);
+}

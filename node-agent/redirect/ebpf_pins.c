@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ebpf_pins.h"
+
+#include "error.h"
+#include "scoped.h"
+#include "sockmesh_abi.h"
+
+#include <bpf/bpf.h>
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#define SYSTEM_BPFFS "/sys/fs/bpf"
+
+/* ---- directories ------------------------------------------------------------------------------- */
+
+static bool is_bpffs(const char *path)
+{
+	struct statfs fs;
+
+	return !statfs(path, &fs) && fs.f_type == BPF_FS_MAGIC;
+}
+
+static int make_directory(const char *path, struct error *err)
+{
+	if (mkdir(path, 0700) < 0 && errno != EEXIST)
+		return error_set(err, errno, "create %s", path);
+	return 0;
+}
+
+static int make_directories(const char *path, struct error *err)
+{
+	char part[PIN_PATH_MAX];
+	int r;
+
+	snprintf(part, sizeof(part), "%s", path);
+	for (char *slash = strchr(part + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+		*slash = '\0';
+		r = make_directory(part, err);
+		if (r)
+			return r;
+		*slash = '/';
+	}
+	return make_directory(part, err);
+}
+
+static int mount_bpffs(const char *where, struct error *err)
+{
+	if (mount("bpf", where, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700") < 0)
+		return error_set(err, errno, "mount bpffs on %s", where);
+	return 0;
+}
+
+static bool is_below(const char *path, const char *directory)
+{
+	size_t n = strlen(directory);
+
+	return !strncmp(path, directory, n) && (path[n] == '/' || !path[n]);
+}
+
+int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *err)
+{
+	static const char *const parts[] = {"links", "pods"};
+	char path[PIN_PATH_MAX];
+	int r = 0;
+
+	if (strlen(bpffs_dir) >= sizeof(ret->root))
+		return error_set(err, ENAMETOOLONG, "--bpffs-dir %.64s...", bpffs_dir);
+	if (is_below(bpffs_dir, SYSTEM_BPFFS) && !is_bpffs(SYSTEM_BPFFS))
+		r = mount_bpffs(SYSTEM_BPFFS, err);
+	if (!r)
+		r = make_directories(bpffs_dir, err);
+	if (!r && !is_bpffs(bpffs_dir))
+		r = mount_bpffs(bpffs_dir, err);
+	if (r)
+		return r;
+	snprintf(ret->root, sizeof(ret->root), "%s", bpffs_dir);
+	for (size_t i = 0; !r && i < sizeof(parts) / sizeof(parts[0]); i++) {
+		snprintf(path, sizeof(path), "%s/%s", ret->root, parts[i]);
+		r = make_directory(path, err);
+	}
+	snprintf(path, sizeof(path), "%s/maps-v%d", ret->root, SOCKMESH_ABI_VERSION);
+	return r ? r : make_directory(path, err);
+}
+
+/* ---- maps -------------------------------------------------------------------------------------- */
+
+static void map_path(const struct ebpf_pins *pins, const char *name, char ret[static PIN_PATH_MAX])
+{
+	snprintf(ret, PIN_PATH_MAX, "%s/maps-v%d/%s", pins->root, SOCKMESH_ABI_VERSION, name);
+}
+
+int ebpf_pins_map(const struct ebpf_pins *pins, const char *name, int *ret_fd)
+{
+	char path[PIN_PATH_MAX];
+	int fd;
+
+	map_path(pins, name, path);
+	fd = bpf_obj_get(path);
+	if (fd < 0)
+		return -errno;
+	*ret_fd = fd;
+	return 0;
+}
+
+/* A compiler's constants (.rodata.cst16) and knobs belong to one load of the object. */
+static bool is_internal(const struct bpf_map *map)
+{
+	return bpf_map__is_internal(map) || strchr(bpf_map__name(map), '.');
+}
+
+static bool same_layout(const struct bpf_map *map, const struct bpf_map_info *info)
+{
+	return info->type == bpf_map__type(map) && info->key_size == bpf_map__key_size(map) &&
+	       info->value_size == bpf_map__value_size(map) &&
+	       info->map_flags == bpf_map__map_flags(map);
+}
+
+static int map_info(int fd, struct bpf_map_info *ret)
+{
+	__u32 size = sizeof(*ret);
+
+	memset(ret, 0, sizeof(*ret));
+	return bpf_obj_get_info_by_fd(fd, ret, &size) ? -errno : 0;
+}
+
+int ebpf_pins_reuse_maps(const struct ebpf_pins *pins, struct bpf_object *obj, struct error *err)
+{
+	struct bpf_map *map;
+
+	bpf_object__for_each_map(map, obj) {
+		struct bpf_map_info info;
+		scoped_fd int fd = -1;
+
+		if (is_internal(map) || ebpf_pins_map(pins, bpf_map__name(map), &fd))
+			continue;
+		if (map_info(fd, &info) || !same_layout(map, &info) ||
+		    info.max_entries != bpf_map__max_entries(map))
+			continue;
+		if (bpf_map__reuse_fd(map, fd))
+			return error_set(err, errno, "take over the pinned map %s",
+					 bpf_map__name(map));
+	}
+	return 0;
+}
+
+static bool can_copy(enum bpf_map_type type)
+{
+	return type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_LPM_TRIE ||
+	       type == BPF_MAP_TYPE_PERCPU_HASH;
+}
+
+/* Entry by entry; a key that disappears on the way ends its walk early, so it starts anew. */
+static int copy_entries(int from, int to, const struct bpf_map_info *info, struct error *err)
+{
+	bool per_cpu = info->type == BPF_MAP_TYPE_PERCPU_HASH;
+	size_t value_size = (info->value_size + 7ul) / 8 * 8;
+	scoped_free void *key = calloc(1, info->key_size);
+	scoped_free void *next = calloc(1, info->key_size);
+	scoped_free void *value =
+		calloc(per_cpu ? (size_t)libbpf_num_possible_cpus() : 1, value_size);
+	void *at = NULL;
+
+	if (!key || !next || !value)
+		return error_set(err, ENOMEM, "copy map %s", info->name);
+	while (!bpf_map_get_next_key(from, at, next)) {
+		if (!bpf_map_lookup_elem(from, next, value) &&
+		    bpf_map_update_elem(to, next, value, BPF_ANY))
+			return error_set(err, errno, "copy map %s to its new size", info->name);
+		memcpy(key, next, info->key_size);
+		at = key;
+	}
+	return 0;
+}
+
+static int keep_map(const struct ebpf_pins *pins, struct bpf_map *map, bool *ret_fresh,
+		    struct error *err)
+{
+	char path[PIN_PATH_MAX], new_path[PIN_PATH_MAX + 8];
+	struct bpf_map_info old, ours;
+	scoped_fd int fd = -1;
+	int r;
+
+	map_path(pins, bpf_map__name(map), path);
+	*ret_fresh = ebpf_pins_map(pins, bpf_map__name(map), &fd) != 0;
+	if (!*ret_fresh && !map_info(fd, &old)) {
+		if (!map_info(bpf_map__fd(map), &ours) && ours.id == old.id)
+			return 0;
+		*ret_fresh = !same_layout(map, &old);
+		if (!*ret_fresh && can_copy(old.type)) {
+			r = copy_entries(fd, bpf_map__fd(map), &old, err);
+			if (r)
+				return r;
+		}
+	}
+	snprintf(new_path, sizeof(new_path), "%s_new", path);
+	unlink(new_path);
+	if (bpf_obj_pin(bpf_map__fd(map), new_path) || rename(new_path, path) < 0)
+		return error_set(err, errno, "pin %s", path);
+	return 0;
+}
+
+int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj, bool *ret_fresh,
+			struct error *err)
+{
+	struct bpf_map *map;
+
+	bpf_object__for_each_map(map, obj) {
+		bool fresh = false;
+		int r;
+
+		if (is_internal(map))
+			continue;
+		r = keep_map(pins, map, &fresh, err);
+		if (r)
+			return r;
+		if (!strcmp(bpf_map__name(map), "pods"))
+			*ret_fresh = fresh;
+	}
+	return 0;
+}
+
+/* ---- links ------------------------------------------------------------------------------------- */
+
+void ebpf_pins_link_path(const struct ebpf_pins *pins, const char *program,
+			 char ret[static PIN_PATH_MAX])
+{
+	snprintf(ret, PIN_PATH_MAX, "%s/links/%s", pins->root, program);
+}
+
+void ebpf_pins_pod_path(const struct ebpf_pins *pins, uint64_t cookie,
+			char ret[static PIN_PATH_MAX])
+{
+	snprintf(ret, PIN_PATH_MAX, "%s/pods/%" PRIu64, pins->root, cookie);
+}
+
+static int link_target(int fd, uint64_t *ret_target, uint32_t *ret_prog_id)
+{
+	struct bpf_link_info info = {0};
+	__u32 size = sizeof(info);
+
+	if (bpf_obj_get_info_by_fd(fd, &info, &size))
+		return -errno;
+	if (info.type != BPF_LINK_TYPE_CGROUP && info.type != BPF_LINK_TYPE_NETNS)
+		return -EINVAL;
+	/* Both become 0 when the kernel detaches the link because its target has ended. */
+	*ret_target = info.type == BPF_LINK_TYPE_CGROUP ? info.cgroup.cgroup_id
+							: info.netns.netns_ino;
+	*ret_prog_id = info.prog_id;
+	return 0;
+}
+
+int ebpf_pins_check(const char *path, uint64_t target_ino, uint32_t *ret_prog_id, struct error *err)
+{
+	uint64_t target = 0;
+	uint32_t id = 0;
+	scoped_fd int fd = bpf_obj_get(path);
+
+	if (fd < 0)
+		return error_set(err, ENODEV, "link %s is gone", path);
+	if (link_target(fd, &target, &id))
+		return error_set(err, ENODEV, "%s is not a link of ours", path);
+	if (target != target_ino)
+		return error_set(err, ENODEV, "link %s is %s", path,
+				 target ? "attached elsewhere" : "detached");
+	if (ret_prog_id)
+		*ret_prog_id = id;
+	return 0;
+}
+
+bool ebpf_pins_netns_gone(const char *path)
+{
+	uint64_t target = 0;
+	uint32_t id;
+	scoped_fd int fd = bpf_obj_get(path);
+
+	return fd < 0 || link_target(fd, &target, &id) || !target;
+}
+
+int ebpf_pins_attach(const char *path, const struct bpf_program *prog, int target_fd,
+		     uint64_t target_ino, struct error *err)
+{
+	char new_path[PIN_PATH_MAX + 8];
+	struct error ignored;
+	scoped_fd int old = -1, link = -1;
+
+	if (!ebpf_pins_check(path, target_ino, NULL, &ignored)) {
+		old = bpf_obj_get(path);
+		if (old >= 0 && !bpf_link_update(old, bpf_program__fd(prog), NULL))
+			return 0;
+		/* Another type of program: fall through to a new link. */
+	}
+	link = bpf_link_create(bpf_program__fd(prog), target_fd,
+			       bpf_program__expected_attach_type(prog), NULL);
+	if (link < 0)
+		return error_set(err, errno, "attach %s", bpf_program__name(prog));
+	snprintf(new_path, sizeof(new_path), "%s_new", path);
+	unlink(new_path);
+	/* Both are attached for a moment, which only repeats the same decision. */
+	if (bpf_obj_pin(link, new_path) || rename(new_path, path) < 0)
+		return error_set(err, errno, "pin %s", path);
+	return 0;
+}
+
+/* ---- removal ----------------------------------------------------------------------------------- */
+
+static int remove_directory(const char *path, struct error *err)
+{
+	scoped_dir DIR *dir = opendir(path);
+	struct dirent *entry;
+
+	if (!dir)
+		return errno == ENOENT ? 0 : error_set(err, errno, "open %s", path);
+	while ((entry = readdir(dir)))
+		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..") &&
+		    unlinkat(dirfd(dir), entry->d_name, 0) < 0 && errno != ENOENT)
+			return error_set(err, errno, "remove %s/%s", path, entry->d_name);
+	if (rmdir(path) < 0 && errno != ENOENT)
+		return error_set(err, errno, "remove %s", path);
+	return 0;
+}
+
+static int remove_map_directories(const char *root, int keep_version, struct error *err)
+{
+	scoped_dir DIR *dir = opendir(root);
+	struct dirent *entry;
+	int r = 0;
+
+	if (!dir)
+		return errno == ENOENT ? 0 : error_set(err, errno, "open %s", root);
+	while (!r && (entry = readdir(dir))) {
+		char path[PIN_PATH_MAX];
+
+		if (strncmp(entry->d_name, "maps-v", 6) || atoi(entry->d_name + 6) == keep_version)
+			continue;
+		snprintf(path, sizeof(path), "%.250s/%.250s", root, entry->d_name);
+		r = remove_directory(path, err);
+	}
+	return r;
+}
+
+void ebpf_pins_drop_old_maps(const struct ebpf_pins *pins)
+{
+	struct error ignored;
+
+	remove_map_directories(pins->root, SOCKMESH_ABI_VERSION, &ignored);
+}
+
+int ebpf_pins_remove_all(const char *bpffs_dir, struct error *err)
+{
+	static const char *const parts[] = {"links", "pods"};
+	struct stat self, parent;
+	char path[PIN_PATH_MAX];
+	int r = 0;
+
+	if (access(bpffs_dir, F_OK) < 0)
+		return errno == ENOENT ? 0 : error_set(err, errno, "open %s", bpffs_dir);
+	if (!is_bpffs(bpffs_dir))
+		return 0; /* what we would remove can only be on bpffs */
+	/* Links first: without them nothing is captured, whatever the maps say. */
+	for (size_t i = 0; !r && i < sizeof(parts) / sizeof(parts[0]); i++) {
+		snprintf(path, sizeof(path), "%.400s/%s", bpffs_dir, parts[i]);
+		r = remove_directory(path, err);
+	}
+	if (!r)
+		r = remove_map_directories(bpffs_dir, -1, err);
+	if (r)
+		return r;
+	snprintf(path, sizeof(path), "%.400s/..", bpffs_dir);
+	if (!stat(bpffs_dir, &self) && !stat(path, &parent) && self.st_dev != parent.st_dev &&
+	    strcmp(bpffs_dir, SYSTEM_BPFFS) != 0 && umount2(bpffs_dir, UMOUNT_NOFOLLOW) < 0 &&
+	    errno != EBUSY)
+		return error_set(err, errno, "unmount %s", bpffs_dir);
+	if (rmdir(bpffs_dir) < 0 && errno != ENOENT && errno != EBUSY && errno != ENOTEMPTY)
+		return error_set(err, errno, "remove %s", bpffs_dir);
+	return 0;
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef SOCKMESH_EBPF_PINS_H
+#define SOCKMESH_EBPF_PINS_H
+
+/*
+ * What stays in the kernel when the agent is gone: maps and links, pinned below one directory of
+ * bpffs.
+ *
+ *	maps-v1/NAME	one map; v1 is SOCKMESH_ABI_VERSION
+ *	links/PROGRAM	one program on the pods' cgroup
+ *	pods/COOKIE	the inbound program on one pod's network namespace
+ *
+ * A new agent takes pinned maps over when their layout is its own, and replaces the programs
+ * behind the links in place, so no connection sees a moment without them.
+ */
+#include <bpf/libbpf.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+
+enum { PIN_PATH_MAX = 512 };
+
+struct ebpf_pins {
+	char root[PIN_PATH_MAX - 128];
+};
+
+/* Makes the directories, and mounts bpffs when there is none: on /sys/fs/bpf for paths below it,
+ * else on the directory itself. */
+int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *err);
+
+/*
+ * Before load: each map of the object (but the internal ones) is the pinned one where that has the
+ * same layout and size. After load: pins what is new, having copied what a pinned map of another
+ * size holds. *ret_fresh: `pods` did not come from a pin, so no pod is in it.
+ */
+int ebpf_pins_reuse_maps(const struct ebpf_pins *pins, struct bpf_object *obj, struct error *err);
+int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj, bool *ret_fresh,
+			struct error *err);
+void ebpf_pins_drop_old_maps(const struct ebpf_pins *pins); /* of other ABI versions */
+
+/*
+ * Puts prog behind the pinned link `path`: in place when the pinned link is on this very target,
+ * else by a new link that then takes the pin. target_ino is the cgroup's or namespace's inode.
+ */
+int ebpf_pins_attach(const char *path, const struct bpf_program *prog, int target_fd,
+		     uint64_t target_ino, struct error *err);
+
+/* Is the pinned link there and on this target? -ENODEV with err naming what is not. */
+int ebpf_pins_check(const char *path, uint64_t target_ino, uint32_t *ret_prog_id,
+		    struct error *err);
+bool ebpf_pins_netns_gone(const char *path); /* the link's namespace has ended, or no link */
+
+void ebpf_pins_link_path(const struct ebpf_pins *pins, const char *program,
+			 char ret[static PIN_PATH_MAX]);
+void ebpf_pins_pod_path(const struct ebpf_pins *pins, uint64_t cookie,
+			char ret[static PIN_PATH_MAX]);
+
+/* A pinned map, opened for uninstall or recovery. -ENOENT: not there. */
+int ebpf_pins_map(const struct ebpf_pins *pins, const char *name, int *ret_fd);
+
+/* Unpins everything, removes the directories, and a mount that is on the directory itself. */
+int ebpf_pins_remove_all(const char *bpffs_dir, struct error *err);
+
+#endif

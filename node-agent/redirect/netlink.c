@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "netlink.h"
+
+#include "error.h"
+#include "netns.h"
+#include "scoped.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <libmnl/libmnl.h>
+#include <linux/if_addr.h>
+#include <linux/net_namespace.h>
+#include <linux/rtnetlink.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+enum { RECEIVE_BUFFER_BYTES = 64 * 1024, LO_IFINDEX = 1 };
+
+#define scoped_mnl scoped(mnl_close_at)
+static void mnl_close_at(struct mnl_socket **nl)
+{
+	if (*nl)
+		mnl_socket_close(*nl);
+}
+
+/* One request and its answers; the callback may be NULL. -errno is the kernel's own answer. */
+static int talk(const struct nlmsghdr *request, mnl_cb_t fn, void *arg)
+{
+	scoped_mnl struct mnl_socket *nl = mnl_socket_open2(NETLINK_ROUTE, SOCK_CLOEXEC);
+	scoped_free char *buf = malloc(RECEIVE_BUFFER_BYTES);
+	unsigned int port;
+	int r = MNL_CB_OK;
+
+	if (!buf)
+		return -ENOMEM;
+	if (!nl || mnl_socket_bind(nl, 0, MNL_SOCKET_AUTOPID) < 0)
+		return -errno;
+	port = mnl_socket_get_portid(nl);
+	if (mnl_socket_sendto(nl, request, request->nlmsg_len) < 0)
+		return -errno;
+	while (r > MNL_CB_STOP) {
+		ssize_t n = mnl_socket_recvfrom(nl, buf, RECEIVE_BUFFER_BYTES);
+
+		if (n < 0)
+			return -errno;
+		r = mnl_cb_run(buf, (size_t)n, request->nlmsg_seq, port, fn, arg);
+		if (r < 0)
+			return -errno;
+	}
+	return 0;
+}
+
+/* ---- addresses --------------------------------------------------------------------------------- */
+
+static bool address_of(const struct nlmsghdr *nlh, struct ip_address *ret)
+{
+	const struct ifaddrmsg *ifa = mnl_nlmsg_get_payload(nlh);
+	const struct nlattr *attr, *local = NULL, *address = NULL;
+
+	if (mnl_nlmsg_get_payload_len(nlh) < sizeof(*ifa))
+		return false;
+	mnl_attr_for_each(attr, nlh, sizeof(*ifa)) {
+		if (mnl_attr_get_type(attr) == IFA_LOCAL)
+			local = attr;
+		else if (mnl_attr_get_type(attr) == IFA_ADDRESS)
+			address = attr;
+	}
+	/* On a point-to-point link IFA_ADDRESS is the peer; IFA_LOCAL, when given, is ours. */
+	attr = local ? local : address;
+	if (attr && ifa->ifa_family == AF_INET && mnl_attr_get_payload_len(attr) == 4) {
+		ip_address_from_v4(mnl_attr_get_u32(attr), ret);
+		return true;
+	}
+	if (attr && ifa->ifa_family == AF_INET6 && mnl_attr_get_payload_len(attr) == 16) {
+		ip_address_from_v6(mnl_attr_get_payload(attr), ret);
+		return true;
+	}
+	return false;
+}
+
+struct address_list {
+	struct ip_address *addresses;
+	size_t n;
+};
+
+static int collect_address(const struct nlmsghdr *nlh, void *arg)
+{
+	struct address_list *list = arg;
+	struct ip_address address, *grown;
+
+	if (nlh->nlmsg_type != RTM_NEWADDR || !address_of(nlh, &address))
+		return MNL_CB_OK;
+	grown = reallocarray(list->addresses, list->n + 1, sizeof(*grown));
+	if (!grown) {
+		errno = ENOMEM;
+		return MNL_CB_ERROR;
+	}
+	list->addresses = grown;
+	list->addresses[list->n++] = address;
+	return MNL_CB_OK;
+}
+
+static int list_inside(void *arg, struct error *err)
+{
+	char buf[MNL_NLMSG_HDRLEN + 64] __attribute__((aligned(NLMSG_ALIGNTO)));
+	struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	struct ifaddrmsg *ifa;
+	int r;
+
+	nlh->nlmsg_type = RTM_GETADDR;
+	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+	nlh->nlmsg_seq = 1;
+	ifa = mnl_nlmsg_put_extra_header(nlh, sizeof(*ifa));
+	ifa->ifa_family = AF_UNSPEC;
+	r = talk(nlh, collect_address, arg);
+	return r ? error_set(err, -r, "list the pod's addresses") : 0;
+}
+
+int netlink_list_addresses(int netns_fd, struct ip_address **ret, size_t *ret_n, struct error *err)
+{
+	struct address_list list = {0};
+	int r = netns_run(netns_fd, list_inside, &list, err);
+
+	if (r) {
+		free(list.addresses);
+		return r;
+	}
+	*ret = list.addresses;
+	*ret_n = list.n;
+	return 0;
+}
+
+struct passthrough_request {
+	bool present, changed;
+};
+
+static int set_passthrough_inside(void *arg, struct error *err)
+{
+	struct passthrough_request *request = arg;
+	char buf[MNL_NLMSG_HDRLEN + 128] __attribute__((aligned(NLMSG_ALIGNTO)));
+	struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	struct in6_addr six = {.s6_addr = {[15] = 6}};
+	struct ifaddrmsg *ifa;
+	int r;
+
+	nlh->nlmsg_type = request->present ? RTM_NEWADDR : RTM_DELADDR;
+	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+	if (request->present)
+		nlh->nlmsg_flags |= NLM_F_CREATE | NLM_F_EXCL;
+	nlh->nlmsg_seq = 1;
+	ifa = mnl_nlmsg_put_extra_header(nlh, sizeof(*ifa));
+	memset(ifa, 0, sizeof(*ifa));
+	ifa->ifa_family = AF_INET6;
+	ifa->ifa_prefixlen = 128;
+	ifa->ifa_index = LO_IFINDEX;
+	ifa->ifa_flags = IFA_F_PERMANENT | IFA_F_NODAD;
+	mnl_attr_put(nlh, IFA_LOCAL, sizeof(six), &six);
+	r = talk(nlh, NULL, NULL);
+	request->changed = !r;
+	if (r == -EEXIST || r == -EADDRNOTAVAIL || r == -EACCES || r == -EAFNOSUPPORT ||
+	    r == -EOPNOTSUPP)
+		return 0; /* there, gone, or the namespace has no IPv6 */
+	return r ? error_set(err, -r, "%s ::6/128 on lo", request->present ? "add" : "remove") : 0;
+}
+
+int netlink_set_passthrough_address(int netns_fd, bool present, bool *ret_changed,
+				    struct error *err)
+{
+	struct passthrough_request request = {.present = present};
+	int r = netns_run(netns_fd, set_passthrough_inside, &request, err);
+
+	if (!r && ret_changed)
+		*ret_changed = request.changed;
+	return r;
+}
+
+/* ---- namespace ids ----------------------------------------------------------------------------- */
+
+static int read_namespace_id(const struct nlmsghdr *nlh, void *arg)
+{
+	const struct nlattr *attr;
+	int *id = arg;
+
+	mnl_attr_for_each(attr, nlh, sizeof(struct rtgenmsg))
+		if (mnl_attr_get_type(attr) == NETNSA_NSID)
+			*id = (int)mnl_attr_get_u32(attr);
+	return MNL_CB_OK;
+}
+
+static int namespace_request(int type, int netns_fd, bool assign, mnl_cb_t fn, void *arg)
+{
+	char buf[MNL_NLMSG_HDRLEN + 64] __attribute__((aligned(NLMSG_ALIGNTO)));
+	struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	struct rtgenmsg *gen;
+
+	nlh->nlmsg_type = (__u16)type;
+	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+	nlh->nlmsg_seq = 1;
+	gen = mnl_nlmsg_put_extra_header(nlh, sizeof(*gen));
+	gen->rtgen_family = AF_UNSPEC;
+	mnl_attr_put_u32(nlh, NETNSA_FD, (uint32_t)netns_fd);
+	if (assign)
+		mnl_attr_put_u32(nlh, NETNSA_NSID, (uint32_t)NETNSA_NSID_NOT_ASSIGNED);
+	return talk(nlh, fn, arg);
+}
+
+int netlink_namespace_id(int netns_fd, int *ret_id, struct error *err)
+{
+	int id = NETNSA_NSID_NOT_ASSIGNED;
+	int r = namespace_request(RTM_NEWNSID, netns_fd, true, NULL, NULL);
+
+	if (r && r != -EEXIST)
+		return error_set(err, -r, "give the pod's namespace an id");
+	r = namespace_request(RTM_GETNSID, netns_fd, false, read_namespace_id, &id);
+	if (r)
+		return error_set(err, -r, "read the id of the pod's namespace");
+	if (id < 0)
+		return error_set(err, ENOENT, "the pod's namespace has no id");
+	*ret_id = id;
+	return 0;
+}
+
+/* ---- monitor ----------------------------------------------------------------------------------- */
+
+int netlink_monitor_open(int *ret_fd, struct error *err)
+{
+	scoped_fd int fd =
+		socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE);
+	struct sockaddr_nl address = {
+		.nl_family = AF_NETLINK,
+		.nl_groups = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR,
+	};
+	int on = 1, bytes = 4 * 1024 * 1024;
+
+	if (fd < 0)
+		return error_set(err, errno, "open the address monitor");
+	if (setsockopt(fd, SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, &on, sizeof(on)) < 0)
+		return error_set(err, errno, "follow the addresses of all namespaces");
+	/* More than rmem_max needs CAP_NET_ADMIN; less is fine, an overflow is noticed. */
+	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes));
+	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+		return error_set(err, errno, "bind the address monitor");
+	*ret_fd = take_fd(&fd);
+	return 0;
+}
+
+static void report_changes(const struct nlmsghdr *nlh, int bytes, int namespace_id,
+			   netlink_change_fn fn, void *arg)
+{
+	for (; mnl_nlmsg_ok(nlh, bytes); nlh = mnl_nlmsg_next(nlh, &bytes)) {
+		struct netlink_change change = {.namespace_id = namespace_id};
+
+		if (nlh->nlmsg_type != RTM_NEWADDR && nlh->nlmsg_type != RTM_DELADDR)
+			continue;
+		change.added = nlh->nlmsg_type == RTM_NEWADDR;
+		if (address_of(nlh, &change.address))
+			fn(&change, arg);
+	}
+}
+
+int netlink_monitor_read(int fd, netlink_change_fn fn, void *arg, struct error *err)
+{
+	scoped_free char *buf = malloc(RECEIVE_BUFFER_BYTES);
+
+	if (!buf)
+		return error_set(err, ENOMEM, "read the address monitor");
+	for (;;) {
+		char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
+		struct iovec iov = {.iov_base = buf, .iov_len = RECEIVE_BUFFER_BYTES};
+		struct msghdr msg = {
+			.msg_iov = &iov,
+			.msg_iovlen = 1,
+			.msg_control = control,
+			.msg_controllen = sizeof(control),
+		};
+		struct cmsghdr *cmsg;
+		int namespace_id = -1;
+		ssize_t n = recvmsg(fd, &msg, 0);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			return 0;
+		if (n < 0)
+			return error_set(err, errno, "read the address monitor");
+		cmsg = CMSG_FIRSTHDR(&msg);
+		if (cmsg && cmsg->cmsg_level == SOL_NETLINK &&
+		    cmsg->cmsg_type == NETLINK_LISTEN_ALL_NSID)
+			memcpy(&namespace_id, CMSG_DATA(cmsg), sizeof(namespace_id));
+		/* Without an id it is our own namespace. */
+		if (namespace_id >= 0)
+			report_changes((struct nlmsghdr *)(void *)buf, (int)n, namespace_id, fn,
+				       arg);
+	}
+}

@@ -1,0 +1,537 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pod_policy.h"
+
+#include "error.h"
+#include "json.h"
+#include "pod_annotations.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define REDIRECTION "sockmesh.io/redirection"
+#define INJECT	    "sidecar.istio.io/inject"
+#define STATUS	    "sidecar.istio.io/status"
+#define TRAFFIC	    "traffic.sidecar.istio.io/"
+
+enum {
+	OWNER_GROUPS_MAX = 64, /* Istio's own limit */
+	WHERE_MAX = 96,	       /* "annotation " and the longest name that is read here */
+};
+
+const struct mesh_preset mesh_presets[MESH_COUNT_] = {
+	[MESH_ISTIO] = {.name = "istio",
+			.outbound_port = 15001,
+			.inbound_port = 15006,
+			.dns_port = 15053,
+			.tunnel_port = 15008,
+			.proxy_uid = 1337,
+			.proxy_gid = 1337},
+	[MESH_LINKERD] = {.name = "linkerd",
+			  .outbound_port = 4140,
+			  .inbound_port = 4143,
+			  .proxy_uid = 2102,
+			  .proxy_gid = 2102},
+	[MESH_KUMA] = {.name = "kuma",
+		       .outbound_port = 15001,
+		       .inbound_port = 15006,
+		       .dns_port = 15053,
+		       .proxy_uid = 5678,
+		       .proxy_gid = 5678},
+	[MESH_OSM] = {.name = "osm",
+		      .outbound_port = 15001,
+		      .inbound_port = 15003,
+		      .dns_port = 15053,
+		      .proxy_uid = 1500,
+		      .proxy_gid = 1500},
+	/* The operator says everything. */
+	[MESH_CUSTOM] = {.name = "custom"},
+};
+
+/* What Istio's proxy listens on for others than the app's clients. */
+static const uint16_t istio_reserved_inbound[] = {15020, 15021, 15090};
+
+static const char istio_status_port[] = "15020";
+
+static bool is_istio(const struct policy_config *cfg)
+{
+	return strcmp(cfg->mesh.name, mesh_presets[MESH_ISTIO].name) == 0;
+}
+
+/* ---- annotations --------------------------------------------------------------------------- */
+
+/* *ret_text stays as it was when the pod has no such annotation. */
+static int get_annotation(const struct pod_facts *pod, const char *name, const char **ret_text,
+			  struct error *err)
+{
+	return json_get_string(pod->annotations, name, "annotation ", ret_text, err);
+}
+
+static const char *where_of(const char *name, char buf[static WHERE_MAX])
+{
+	snprintf(buf, WHERE_MAX, "annotation %s", name);
+	return buf;
+}
+
+static int value_error(const char *name, const char *text, const char *wanted, struct error *err)
+{
+	char quoted[POD_VALUE_QUOTED_MAX];
+
+	return error_set(err, EINVAL, "annotation %s: %s is not %s", name,
+			 pod_value_quote(text, quoted), wanted);
+}
+
+/* ret_all: where "*" is noted, NULL for a list that has no wildcard. */
+static int read_ports(const struct pod_facts *pod, const char *name, const char *initial,
+		      bool *ret_all, struct port_list *ret, struct error *err)
+{
+	char where[WHERE_MAX];
+	const char *text = initial;
+	int r = get_annotation(pod, name, &text, err);
+
+	if (r < 0)
+		return r;
+	if (ret_all && strcmp(text, "*") == 0) {
+		*ret_all = true;
+		return 0;
+	}
+	return pod_value_ports(where_of(name, where), text, ret, err);
+}
+
+static int read_prefixes(const struct pod_facts *pod, const char *name, const char *initial,
+			 bool *ret_all, struct prefix_list *ret, struct error *err)
+{
+	char where[WHERE_MAX];
+	const char *text = initial;
+	int r = get_annotation(pod, name, &text, err);
+
+	if (r < 0)
+		return r;
+	if (ret_all && strcmp(text, "*") == 0) {
+		*ret_all = true;
+		return 0;
+	}
+	return pod_value_prefixes(where_of(name, where), text, ret, err);
+}
+
+static int read_proxy_ids(const struct pod_facts *pod, const char *name, uint32_t initial,
+			  struct id_list *ret, struct error *err)
+{
+	char where[WHERE_MAX];
+	const char *text = NULL;
+	int r = get_annotation(pod, name, &text, err);
+
+	if (r < 0)
+		return r;
+	if (text)
+		return pod_value_proxy_ids(where_of(name, where), text, ret, err);
+	ret->ids = malloc(sizeof(*ret->ids));
+	if (!ret->ids)
+		return error_set(err, ENOMEM, "allocate a proxy id");
+	ret->ids[0] = initial;
+	ret->n = 1;
+	return 0;
+}
+
+/* ---- settings ------------------------------------------------------------------------------ */
+
+static int append_ports(struct port_list *list, const uint16_t *ports, size_t n, struct error *err)
+{
+	uint16_t *grown = reallocarray(list->ports, list->n + n, sizeof(*grown));
+
+	if (!grown)
+		return error_set(err, ENOMEM, "allocate a list of %zu ports", list->n + n);
+	memcpy(grown + list->n, ports, n * sizeof(*ports));
+	list->ports = grown;
+	list->n += n;
+	return 0;
+}
+
+static int read_port_lists(const struct policy_config *cfg, const struct pod_facts *pod,
+			   struct redirect_settings *s, struct error *err)
+{
+	const char *status_port = is_istio(cfg) ? istio_status_port : "";
+	int r = read_ports(pod, TRAFFIC "includeInboundPorts", "*", &s->inbound_include_all,
+			   &s->inbound_include_ports, err);
+
+	if (r == 0)
+		r = read_ports(pod, TRAFFIC "excludeInboundPorts", status_port, NULL,
+			       &s->inbound_exclude_ports, err);
+	if (r == 0 && is_istio(cfg))
+		r = append_ports(&s->inbound_exclude_ports, istio_reserved_inbound,
+				 sizeof(istio_reserved_inbound) / sizeof(istio_reserved_inbound[0]),
+				 err);
+	if (r == 0)
+		r = read_ports(pod, TRAFFIC "includeOutboundPorts", "", NULL,
+			       &s->outbound_include_ports, err);
+	if (r == 0)
+		r = read_ports(pod, TRAFFIC "excludeOutboundPorts", status_port, NULL,
+			       &s->outbound_exclude_ports, err);
+	return r;
+}
+
+static int read_prefix_lists(const struct pod_facts *pod, struct redirect_settings *s,
+			     struct error *err)
+{
+	int r = read_prefixes(pod, TRAFFIC "includeOutboundIPRanges", "*", &s->outbound_include_all,
+			      &s->include_prefixes, err);
+
+	if (r < 0)
+		return r;
+	return read_prefixes(pod, TRAFFIC "excludeOutboundIPRanges", "", NULL, &s->exclude_prefixes,
+			     err);
+}
+
+/* As Istio's ParseInterceptFilter: the exclude list counts only while every group is included. */
+static int read_groups(const struct policy_config *cfg, struct redirect_settings *s,
+		       struct error *err)
+{
+	bool all = !cfg->owner_groups || strcmp(cfg->owner_groups, "*") == 0;
+	const char *where = all ? "owner groups to exclude" : "owner groups";
+	const char *text = all ? cfg->owner_groups_exclude : cfg->owner_groups;
+	int r = pod_value_groups(where, text ? text : "", &s->groups, err);
+
+	if (r < 0)
+		return r;
+	if (s->groups.n > OWNER_GROUPS_MAX)
+		return error_set(err, EINVAL, "%s: %zu groups, at most %d are possible", where,
+				 s->groups.n, OWNER_GROUPS_MAX);
+	if (!all && s->groups.n == 0)
+		return error_set(err, EINVAL, "%s: the list is empty, nothing would be captured",
+				 where);
+	s->groups_exempt = all;
+	s->groups_set = !all || s->groups.n > 0;
+	return 0;
+}
+
+static int read_dns_capture(const struct policy_config *cfg, const struct pod_facts *pod,
+			    struct redirect_settings *s, struct error *err)
+{
+	static const char name[] = "sockmesh.io/dns-capture";
+	const char *text = "false";
+	int r = get_annotation(pod, name, &text, err);
+
+	if (r < 0)
+		return r;
+	if (!pod_value_bool(text, &s->dns_capture))
+		return value_error(name, text, "true or false", err);
+	if (s->dns_capture && cfg->mesh.dns_port == 0)
+		return error_set(
+			err, EINVAL,
+			"annotation %s: the proxy of mesh %s has no DNS port to capture to", name,
+			cfg->mesh.name);
+	s->dns_port = cfg->mesh.dns_port;
+	return 0;
+}
+
+static int check_interception(const struct pod_facts *pod, struct error *err)
+{
+	static const char name[] = "sidecar.istio.io/interceptionMode";
+	const char *text = "REDIRECT";
+	int r = get_annotation(pod, name, &text, err);
+
+	if (r < 0)
+		return r;
+	if (strcmp(text, "TPROXY") == 0)
+		return error_set(err, ENOTSUP,
+				 "annotation %s: TPROXY is not supported by the eBPF engine for "
+				 "now, only REDIRECT",
+				 name);
+	if (strcmp(text, "REDIRECT") != 0)
+		return value_error(name, text, "REDIRECT or TPROXY", err);
+	return 0;
+}
+
+static int check_no_interfaces(const struct pod_facts *pod, const char *name, bool *ret_present,
+			       struct error *err)
+{
+	char quoted[POD_VALUE_QUOTED_MAX];
+	const char *text = NULL;
+	int r = get_annotation(pod, name, &text, err);
+
+	if (r < 0)
+		return r;
+	if (text && *text)
+		return error_set(err, ENOTSUP,
+				 "annotation %s: %s: rules about interfaces are not supported by "
+				 "the eBPF engine for now",
+				 name, pod_value_quote(text, quoted));
+	*ret_present = text;
+	return 0;
+}
+
+static int check_interfaces(const struct pod_facts *pod, struct error *err)
+{
+	bool present = false;
+	int r = check_no_interfaces(pod, TRAFFIC "excludeInterfaces", &present, err);
+
+	if (r == 0)
+		r = check_no_interfaces(pod, "istio.io/reroute-virtual-interfaces", &present, err);
+	/* The deprecated name is read only when the new one is absent; empty is not absent. */
+	if (r == 0 && !present)
+		r = check_no_interfaces(pod, TRAFFIC "kubevirtInterfaces", &present, err);
+	return r;
+}
+
+static int check_accelerate(const struct pod_facts *pod, struct error *err)
+{
+	static const char name[] = "sockmesh.io/accelerate";
+	static const char *const levels[] = {"auto", "full", "proxy", "off"};
+	const char *text = levels[0];
+	int r = get_annotation(pod, name, &text, err);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < sizeof(levels) / sizeof(levels[0]); i++)
+		if (strcmp(text, levels[i]) == 0)
+			return 0;
+	return value_error(name, text, "auto, full, proxy or off", err);
+}
+
+static int check_mesh(const struct policy_config *cfg, struct error *err)
+{
+	if (cfg->mesh.outbound_port == 0 || cfg->mesh.inbound_port == 0)
+		return error_set(err, EINVAL, "mesh %s has no %s port", cfg->mesh.name,
+				 cfg->mesh.outbound_port == 0 ? "outbound" : "inbound");
+	return 0;
+}
+
+static int read_settings(const struct policy_config *cfg, const struct pod_facts *pod,
+			 struct redirect_settings *s, struct error *err)
+{
+	int r = check_mesh(cfg, err);
+
+	s->outbound_port = cfg->mesh.outbound_port;
+	s->inbound_port = cfg->mesh.inbound_port;
+	s->tunnel_port = cfg->mesh.tunnel_port;
+	s->capture_ipv6 = cfg->capture_ipv6;
+	s->loopback4 = cfg->loopback4;
+	if (r == 0)
+		r = check_interception(pod, err);
+	if (r == 0)
+		r = check_interfaces(pod, err);
+	if (r == 0)
+		r = check_accelerate(pod, err);
+	if (r == 0)
+		r = read_dns_capture(cfg, pod, s, err);
+	if (r == 0)
+		r = read_proxy_ids(pod, "sockmesh.io/proxy-uid", cfg->mesh.proxy_uid,
+				   &s->proxy_uids, err);
+	if (r == 0)
+		r = read_proxy_ids(pod, "sockmesh.io/proxy-gid", cfg->mesh.proxy_gid,
+				   &s->proxy_gids, err);
+	if (r == 0)
+		r = read_port_lists(cfg, pod, s, err);
+	if (r == 0)
+		r = read_prefix_lists(pod, s, err);
+	if (r == 0)
+		r = read_groups(cfg, s, err);
+	return r;
+}
+
+/* ---- is it in the mesh? -------------------------------------------------------------------- */
+
+static void decide_skip(struct pod_decision *d, const char *reason)
+{
+	d->mode = POD_SKIP;
+	snprintf(d->reason, sizeof(d->reason), "%s", reason);
+}
+
+static void decide_sidecar(struct pod_decision *d, const char *reason)
+{
+	d->mode = POD_SIDECAR;
+	snprintf(d->reason, sizeof(d->reason), "%s", reason);
+}
+
+static bool in_namespaces(const char *const *namespaces, const char *ns)
+{
+	for (; namespaces && *namespaces; namespaces++)
+		if (strcmp(*namespaces, ns) == 0)
+			return true;
+	return false;
+}
+
+/* The entry "NAMESPACE/NAME-PREFIX" that the pod is one of, or NULL. */
+static const char *find_own_pod(const char *const *own_pods, const char *ns, const char *name)
+{
+	size_t length = strlen(ns);
+
+	for (; own_pods && *own_pods; own_pods++) {
+		const char *entry = *own_pods;
+
+		if (strncmp(entry, ns, length) != 0 || entry[length] != '/')
+			continue;
+		entry += length + 1;
+		if (strncmp(name, entry, strlen(entry)) == 0)
+			return *own_pods;
+	}
+	return NULL;
+}
+
+/* Pods that are never touched, whatever their annotations say. */
+static bool is_excluded(const struct policy_config *cfg, const struct pod_facts *pod,
+			struct pod_decision *d)
+{
+	char quoted[POD_VALUE_QUOTED_MAX];
+	const char *own;
+
+	if (!pod->ns)
+		return false;
+	if (in_namespaces(cfg->exclude_namespaces, pod->ns)) {
+		snprintf(d->reason, sizeof(d->reason), "namespace %s is excluded",
+			 pod_value_quote(pod->ns, quoted));
+		return true;
+	}
+	own = pod->name ? find_own_pod(cfg->own_pods, pod->ns, pod->name) : NULL;
+	if (own)
+		snprintf(d->reason, sizeof(d->reason), "own pods %s are never redirected",
+			 pod_value_quote(own, quoted));
+	return own;
+}
+
+/* The label counts before the annotation; what Go's ParseBool does not take is no refusal. */
+static int read_inject(const struct pod_facts *pod, bool *ret_refused, const char **ret_reason,
+		       struct error *err)
+{
+	const char *label = NULL, *annotation = NULL;
+	bool inject = true;
+	int r = json_get_string(pod->labels, INJECT, "label ", &label, err);
+
+	if (r == 0)
+		r = get_annotation(pod, INJECT, &annotation, err);
+	if (r < 0)
+		return r;
+	if (label)
+		pod_value_bool(label, &inject);
+	else if (annotation)
+		pod_value_bool(annotation, &inject);
+	*ret_refused = !inject;
+	*ret_reason = label ? "label " INJECT " is false" : "annotation " INJECT " is false";
+	return 0;
+}
+
+struct injector_status {
+	bool present;
+	bool redirects_itself; /* istio-init programs iptables rules in the pod */
+};
+
+static int read_init_containers(const json_t *status, struct injector_status *ret,
+				struct error *err)
+{
+	static const char where[] = "annotation " STATUS ": ";
+	json_t *names = NULL, *name;
+	size_t i;
+	int r = json_get_array(status, "initContainers", where, &names, err);
+
+	if (r < 0)
+		return r;
+	json_array_foreach (names, i, name) {
+		if (!json_is_string(name))
+			return error_set(err, EINVAL, "%sinitContainers: item %zu is not a string",
+					 where, i + 1);
+		if (strcmp(json_string_value(name), "istio-init") == 0)
+			ret->redirects_itself = true;
+	}
+	return 0;
+}
+
+static int read_status(const struct pod_facts *pod, struct injector_status *ret, struct error *err)
+{
+	scoped_json json_t *status = NULL;
+	const char *text = NULL;
+	int r = get_annotation(pod, STATUS, &text, err);
+
+	if (r < 0 || !text || !*text)
+		return r;
+	r = json_parse(text, strlen(text), "annotation " STATUS, &status, err);
+	if (r < 0)
+		return r;
+	if (!json_is_object(status))
+		return value_error(STATUS, text, "a JSON object", err);
+	ret->present = true;
+	return read_init_containers(status, ret, err);
+}
+
+/* Istio's own terms, for a pod that says nothing in ours. */
+static int decide_as_istio(const struct pod_facts *pod, struct pod_decision *d, struct error *err)
+{
+	struct injector_status status = {0};
+	const char *reason;
+	bool refused;
+	int r = read_inject(pod, &refused, &reason, err);
+
+	if (r < 0)
+		return r;
+	if (refused) {
+		decide_skip(d, reason);
+		return 0;
+	}
+	r = read_status(pod, &status, err);
+	if (r < 0)
+		return r;
+	if (!status.present)
+		decide_skip(d, "no sidecar: neither annotation " STATUS " nor " REDIRECTION);
+	else if (status.redirects_itself)
+		decide_skip(d, "the pod redirects itself: annotation " STATUS
+			       " lists istio-init among its init containers");
+	else
+		decide_sidecar(d, "annotation " STATUS " says that the pod has a sidecar");
+	return 0;
+}
+
+static int decide_mode(const struct pod_facts *pod, struct pod_decision *d, struct error *err)
+{
+	struct injector_status status = {0};
+	const char *redirection = NULL;
+	int r = get_annotation(pod, REDIRECTION, &redirection, err);
+
+	if (r < 0)
+		return r;
+	if (!redirection)
+		return decide_as_istio(pod, d, err);
+	if (strcmp(redirection, "none") == 0) {
+		decide_skip(d, "annotation " REDIRECTION " is none");
+		return 0;
+	}
+	if (strcmp(redirection, "ambient") == 0)
+		return error_set(err, ENOTSUP,
+				 "annotation " REDIRECTION ": ambient is not built yet, only "
+				 "sidecar and none");
+	if (strcmp(redirection, "sidecar") != 0)
+		return value_error(REDIRECTION, redirection, "sidecar, ambient or none", err);
+	/* It overrules what the status says, but a status that says nothing legible is refused. */
+	r = read_status(pod, &status, err);
+	if (r < 0)
+		return r;
+	decide_sidecar(d, "annotation " REDIRECTION " is sidecar");
+	return 0;
+}
+
+int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *pod,
+		      struct pod_decision *ret, struct error *err)
+{
+	struct pod_decision d = {.mode = POD_SKIP};
+	int r = 0;
+
+	if (!is_excluded(cfg, pod, &d)) {
+		if (pod->annotations)
+			r = decide_mode(pod, &d, err);
+		else
+			decide_skip(&d, "annotations unknown: the container runtime did not pass "
+					"them, so nothing asks for redirection");
+	}
+	if (r == 0 && d.mode == POD_SIDECAR)
+		r = read_settings(cfg, pod, &d.settings, err);
+	if (r < 0) {
+		pod_decision_done(&d);
+		return r;
+	}
+	*ret = d;
+	return 0;
+}
+
+void pod_decision_done(struct pod_decision *decision)
+{
+	redirect_settings_done(&decision->settings);
+}

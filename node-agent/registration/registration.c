@@ -1,0 +1,648 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "registration.h"
+
+#include "error.h"
+#include "json.h"
+#include "log.h"
+#include "netns.h"
+#include "pod_state.h"
+#include "registration_private.h"
+#include "run_dir.h"
+#include "scoped.h"
+#include "write_file.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* ---- the state file ------------------------------------------------------------------------- */
+
+static int append(char **text, size_t *used, size_t *size, const char *part, struct error *err)
+{
+	size_t length = strlen(part);
+
+	if (*used + length + 1 > *size) {
+		size_t grown = (*used + length + 1) * 2;
+		char *moved = realloc(*text, grown);
+
+		if (!moved)
+			return error_set(err, ENOMEM, "state file");
+		*text = moved;
+		*size = grown;
+	}
+	memcpy(*text + *used, part, length + 1);
+	*used += length;
+	return 0;
+}
+
+int registration_save(const struct registration *reg, const struct pod *except,
+		      const struct pod *extra, struct error *err)
+{
+	scoped_free char *text = NULL;
+	size_t used = 0, size = 0, n = pod_table_count(reg->table), written = 0;
+	int r = append(&text, &used, &size, "{\"v\":1,\"pods\":[", err);
+
+	for (size_t i = 0; !r && i < n + 1; i++) {
+		const struct pod *pod = i < n ? pod_table_at(reg->table, i) : extra;
+
+		if (!pod || pod == except || !pod->record)
+			continue;
+		r = append(&text, &used, &size, written++ ? ",\n" : "\n", err);
+		if (!r)
+			r = append(&text, &used, &size, pod->record, err);
+	}
+	if (!r)
+		r = append(&text, &used, &size, "\n]}\n", err);
+	return r ? r : write_file_atomic(reg->state_path, text, used, 0600, err);
+}
+
+/* ---- namespaces and plans ------------------------------------------------------------------- */
+
+int registration_open_netns(const struct pod *pod)
+{
+	struct error ignored = {0};
+	struct netns_id id;
+	scoped_fd int fd = -1;
+
+	if (!pod->netns || netns_open(pod->netns, &fd, &ignored))
+		return -1;
+	if (netns_identify(fd, &id, &ignored) || id.cookie != pod->cookie)
+		return -1;
+	return take_fd(&fd);
+}
+
+/*
+ * Ids of the pod's user namespace to ours, in place. One that the pod's processes cannot have
+ * (not mapped) is dropped: it can match nothing.
+ */
+static int map_ids(int netns_fd, struct id_list *list, bool groups, struct error *err)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < list->n; i++) {
+		int r = netns_map_ids(netns_fd, &list->ids[i], 1, groups, &list->ids[kept], err);
+
+		if (r && r != -ENOENT)
+			return r;
+		kept += !r;
+	}
+	list->n = kept;
+	return 0;
+}
+
+static int build_plans(struct pod *pod, struct redirect_settings *settings, int netns_fd,
+		       struct error *err)
+{
+	size_t n_uids = settings->proxy_uids.n;
+	int r = redirect_plan_build(settings, &pod->plan, err);
+
+	if (!r)
+		r = map_ids(netns_fd, &settings->proxy_uids, false, err);
+	if (!r && n_uids && !settings->proxy_uids.n)
+		return error_set(err, ENOTSUP,
+				 "no user id of the proxy is mapped in the pod's user namespace");
+	if (!r)
+		r = map_ids(netns_fd, &settings->proxy_gids, true, err);
+	if (!r)
+		r = map_ids(netns_fd, &settings->groups, true, err);
+	if (!r)
+		r = redirect_plan_build(settings, &pod->engine_plan, err);
+	if (!r && redirect_plan_equal(pod->plan, pod->engine_plan)) {
+		redirect_plan_free(pod->engine_plan);
+		pod->engine_plan = pod->plan;
+	}
+	return r;
+}
+
+int registration_set_reason(struct pod *pod, const char *text, struct error *err)
+{
+	/* A text that was cut may end inside a character, which JSON cannot hold. */
+	scoped_json json_t *valid = json_string_lossy(text);
+	char *reason = valid ? strdup(json_string_value(valid)) : NULL;
+
+	if (!reason)
+		return error_set(err, ENOMEM, "reason");
+	free(pod->reason);
+	pod->reason = reason;
+	return 0;
+}
+
+int registration_decide(const struct registration *reg, struct pod *pod, int netns_fd,
+			struct error *err)
+{
+	const struct pod_facts facts = {.ns = pod->ns,
+					.name = pod->name,
+					.uid = pod->uid,
+					.annotations = pod->annotations,
+					.labels = pod->labels};
+	struct pod_decision decision = {0};
+	int r = pod_policy_decide(reg->cfg.policy, &facts, &decision, err);
+
+	if (r)
+		return r;
+	pod->mode = decision.mode;
+	r = registration_set_reason(pod, decision.reason, err);
+	if (!r && decision.mode == POD_SIDECAR)
+		r = build_plans(pod, &decision.settings, netns_fd, err);
+	pod_decision_done(&decision);
+	return r;
+}
+
+static void add_addresses(struct engine_pod *ret, const struct pod *pod)
+{
+	const size_t max = sizeof(ret->addresses) / sizeof(ret->addresses[0]);
+
+	for (size_t i = 0; i < pod->n_ips && ret->pod.n_addresses < max; i++)
+		ret->addresses[ret->pod.n_addresses++] = pod->ips[i].address;
+}
+
+void registration_engine_pod(const struct registration *reg, const struct pod *pod, int netns_fd,
+			     struct engine_pod *ret)
+{
+	bool seen = false;
+
+	ret->pod = (struct redirect_pod){.cookie = pod->cookie,
+					 .netns_fd = netns_fd,
+					 .plan = pod->engine_plan,
+					 .addresses = ret->addresses};
+	/* The runtime attaches the default network first: its addresses are the primary ones. */
+	for (size_t i = 0; i < pod_table_count(reg->table); i++) {
+		const struct pod *other = pod_table_at(reg->table, i);
+		bool same = !strcmp(other->container_id, pod->container_id) &&
+			    !strcmp(other->if_name, pod->if_name);
+
+		if (same)
+			add_addresses(ret, pod);
+		else if (other->cookie == pod->cookie)
+			add_addresses(ret, other);
+		seen |= same;
+	}
+	if (!seen)
+		add_addresses(ret, pod);
+}
+
+static int apply(struct registration *reg, const struct pod *pod, int netns_fd, struct error *err)
+{
+	struct engine_pod engine_pod;
+
+	registration_engine_pod(reg, pod, netns_fd, &engine_pod);
+	return redirect_apply(reg->cfg.redirect, &engine_pod.pod, err);
+}
+
+int registration_release(struct registration *reg, const struct pod *pod, int netns_fd,
+			 struct error *err)
+{
+	scoped_fd int opened = -1;
+	struct netns_id id;
+	struct error ignored = {0};
+
+	if (pod->mode != POD_SIDECAR || pod_table_redirected(reg->table, pod->cookie, pod))
+		return 0;
+	/* A del that comes late may carry the namespace of another sandbox. */
+	if (netns_fd >= 0 && (netns_identify(netns_fd, &id, &ignored) || id.cookie != pod->cookie))
+		netns_fd = -1;
+	if (netns_fd < 0)
+		netns_fd = opened = registration_open_netns(pod);
+	return redirect_remove(reg->cfg.redirect, pod->cookie, netns_fd, err);
+}
+
+/* ---- answers -------------------------------------------------------------------------------- */
+
+static json_t *refuse(int code, const struct error *err)
+{
+	char text[sizeof(err->text) + 64];
+	enum agent_code answer = AGENT_CODE_KERNEL;
+	bool retry = false;
+
+	switch (-code) {
+	case ENOMEM:
+	case EAGAIN:
+		answer = AGENT_CODE_BUSY;
+		retry = true;
+		break;
+	case ENOSPC:
+		answer = AGENT_CODE_LIMIT;
+		retry = true;
+		break;
+	case ENOTSUP:
+		return agent_reply_refusal(AGENT_CODE_UNSUPPORTED, false, err->text);
+	default:
+		break;
+	}
+	return agent_reply_refusal(answer, retry, error_format(err, text, sizeof(text)));
+}
+
+/* The pod policy's refusals are about what the user wrote: no errno in the text. */
+static json_t *refuse_decision(int code, const struct error *err)
+{
+	if (code == -EINVAL)
+		return agent_reply_refusal(AGENT_CODE_BAD_ANNOTATION, false, err->text);
+	return refuse(code, err);
+}
+
+static json_t *answer_decision(const struct registration *reg, const struct pod *pod)
+{
+	bool redirected = pod->mode == POD_SIDECAR;
+	json_t *extra = json_pack("{s:s, s:s, s:s}", "decision", redirected ? "redirect" : "skip",
+				  "reason", pod->reason ?: "", "engine",
+				  redirected ? redirect_engine(reg->cfg.redirect) : "none");
+	json_t *reply = extra ? agent_reply_ok(extra) : NULL;
+
+	json_decref(extra);
+	return reply;
+}
+
+static void log_pod(enum log_level level, const struct error *err, const char *msg,
+		    const struct agent_request *req, const char *reason)
+{
+	if (err)
+		log_error(level, err, msg, "namespace", req->pod_namespace, "pod", req->pod_name,
+			  "container", req->container_id, "interface", req->if_name, NULL);
+	else
+		log_write(level, msg, "namespace", req->pod_namespace, "pod", req->pod_name,
+			  "container", req->container_id, "interface", req->if_name, "reason",
+			  reason, NULL);
+}
+
+/* ---- add ------------------------------------------------------------------------------------ */
+
+static bool copy_text(char **to, const char *from)
+{
+	*to = from ? strdup(from) : NULL;
+	return !from || *to;
+}
+
+static int pod_from_request(const struct agent_request *req, const struct netns_id *id,
+			    struct pod **ret, struct error *err)
+{
+	struct pod *pod = pod_new(req->container_id, req->if_name);
+	bool complete;
+
+	if (!pod)
+		return error_set(err, ENOMEM, "pod entry");
+	complete = copy_text(&pod->ns, req->pod_namespace) &&
+		   copy_text(&pod->name, req->pod_name) && copy_text(&pod->uid, req->pod_uid) &&
+		   copy_text(&pod->netns, req->netns) && copy_text(&pod->cgroup, req->cgroup);
+	pod->ips = calloc(req->n_ips + 1, sizeof(*pod->ips));
+	if (!complete || !pod->ips) {
+		pod_free(pod);
+		return error_set(err, ENOMEM, "pod entry");
+	}
+	memcpy(pod->ips, req->ips, req->n_ips * sizeof(*req->ips));
+	pod->n_ips = req->n_ips;
+	pod->annotations = json_incref(req->annotations);
+	pod->labels = json_incref(req->labels);
+	pod->cookie = id->cookie;
+	pod->netns_dev = id->dev;
+	pod->netns_ino = id->ino;
+	pod->since_s = time(NULL);
+	*ret = pod;
+	return 0;
+}
+
+static size_t count_redirected(const struct registration *reg)
+{
+	struct registration_counts counts;
+
+	registration_count(reg, &counts);
+	return counts.redirected + counts.orphaned;
+}
+
+static int check_limits(const struct registration *reg, const struct pod *pod, struct error *err)
+{
+	/* A pod has one attachment, or a few; this only bounds the table. */
+	const size_t attachments_per_pod = 4;
+	size_t max = reg->cfg.max_pods;
+
+	if (pod->mode == POD_SIDECAR && !pod_table_redirected(reg->table, pod->cookie, NULL) &&
+	    count_redirected(reg) >= max)
+		return error_set(err, ENOSPC,
+				 "%zu pods are redirected, as many as --max-pods allows", max);
+	if (!pod_table_find(reg->table, pod->container_id, pod->if_name) &&
+	    pod_table_count(reg->table) >= max * attachments_per_pod)
+		return error_set(err, ENOSPC, "%zu attachments are known, --max-pods is %zu",
+				 max * attachments_per_pod, max);
+	return 0;
+}
+
+/* The kernel goes back to what it did before an add that failed half-way. */
+static void undo_apply(struct registration *reg, const struct pod *pod, int netns_fd)
+{
+	const struct pod *holder = pod_table_redirected(reg->table, pod->cookie, NULL);
+	struct error err = {0};
+	int r;
+
+	if (holder && holder->orphan)
+		return; /* nobody knows its old plan; it stays redirected with the new one */
+	if (holder)
+		r = apply(reg, holder, netns_fd, &err);
+	else
+		r = redirect_remove(reg->cfg.redirect, pod->cookie, netns_fd, &err);
+	if (r)
+		log_error(LOG_ERROR, &err, "cannot undo a registration that failed", "container",
+			  pod->container_id, "interface", pod->if_name, NULL);
+}
+
+/* An orphan of this namespace is no orphan any more. */
+static void drop_orphan(struct registration *reg, uint64_t cookie)
+{
+	for (size_t i = pod_table_count(reg->table); i > 0; i--) {
+		struct pod *pod = pod_table_at(reg->table, i - 1);
+
+		if (pod->orphan && pod->cookie == cookie)
+			pod_table_remove(reg->table, pod);
+	}
+}
+
+/*
+ * The entry that this add replaces held another namespace (the runtime used the id again), or held
+ * this one and the pod is skipped now.
+ */
+static int release_replaced(struct registration *reg, const struct pod *old, const struct pod *pod,
+			    struct error *err)
+{
+	if (!old || (old->cookie == pod->cookie && pod->mode == POD_SIDECAR))
+		return 0;
+	return registration_release(reg, old, -1, err);
+}
+
+static int commit(struct registration *reg, struct pod *pod, int netns_fd, struct error *err)
+{
+	struct pod *old = pod_table_find(reg->table, pod->container_id, pod->if_name);
+	int r = pod_state_encode(pod, &pod->record, err);
+
+	if (!r)
+		r = pod_table_reserve(reg->table, err);
+	if (r)
+		return r;
+	if (pod->mode == POD_SIDECAR) {
+		r = apply(reg, pod, netns_fd, err);
+		if (r)
+			return r;
+	}
+	r = registration_save(reg, old, pod, err);
+	if (!r)
+		r = release_replaced(reg, old, pod, err);
+	if (r) {
+		if (pod->mode == POD_SIDECAR)
+			undo_apply(reg, pod, netns_fd);
+		return r;
+	}
+	/* The record has them; they are not needed again before a restart. */
+	json_decref(pod->annotations);
+	json_decref(pod->labels);
+	pod->annotations = pod->labels = NULL;
+	if (pod->mode == POD_SIDECAR)
+		drop_orphan(reg, pod->cookie);
+	return pod_table_put(reg->table, pod, err); /* cannot fail: there is room */
+}
+
+static json_t *check_netns(const struct agent_request *req, int netns_fd, struct netns_id *ret)
+{
+	struct error err = {0};
+
+	if (netns_fd < 0)
+		return agent_reply_refusal(AGENT_CODE_BAD_REQUEST, false,
+					   "no network namespace descriptor came with the request");
+	if (netns_check_fd(netns_fd, &err))
+		return agent_reply_refusal(AGENT_CODE_BAD_REQUEST, false, err.text);
+	if (netns_is_host(netns_fd)) {
+		log_pod(LOG_WARN, NULL, "refused to redirect the host", req, "host network");
+		return agent_reply_refusal(
+			AGENT_CODE_BAD_REQUEST, false,
+			"this is the host's own network namespace, which is never "
+			"redirected");
+	}
+	if (netns_identify(netns_fd, ret, &err))
+		return refuse(-err.code, &err);
+	return NULL;
+}
+
+static json_t *add(struct registration *reg, const struct agent_request *req, int netns_fd)
+{
+	struct error err = {0};
+	struct netns_id id;
+	struct pod *pod = NULL;
+	json_t *refusal = check_netns(req, netns_fd, &id);
+	int r;
+
+	if (refusal)
+		return refusal;
+	r = pod_from_request(req, &id, &pod, &err);
+	if (r)
+		return refuse(r, &err);
+	r = registration_decide(reg, pod, netns_fd, &err);
+	if (r) {
+		log_pod(LOG_WARN, &err, "pod refused", req, NULL);
+		pod_free(pod);
+		return refuse_decision(r, &err);
+	}
+	r = check_limits(reg, pod, &err);
+	if (r == -ENOSPC && pod->mode == POD_SKIP) {
+		/* There is nothing to undo for it later, so it need not be remembered. */
+		json_t *reply = answer_decision(reg, pod);
+
+		pod_free(pod);
+		return reply;
+	}
+	if (!r)
+		r = commit(reg, pod, netns_fd, &err);
+	if (r) {
+		log_pod(LOG_ERROR, &err, "pod not registered", req, NULL);
+		pod_free(pod);
+		return refuse(r, &err);
+	}
+	log_pod(LOG_INFO, NULL, pod->mode == POD_SIDECAR ? "pod redirected" : "pod skipped", req,
+		pod->reason);
+	return answer_decision(reg, pod);
+}
+
+/* ---- del, check, gc ------------------------------------------------------------------------- */
+
+/* Kernel, then file, then table: a crash in between leaves an entry that recovery drops. */
+static int forget(struct registration *reg, struct pod *pod, int netns_fd, struct error *err)
+{
+	bool saved = pod->record;
+	int r = registration_release(reg, pod, netns_fd, err);
+
+	if (r)
+		return r;
+	if (saved && registration_save(reg, pod, NULL, err))
+		log_error(LOG_WARN, err, "a pod is gone but still in the state file", "container",
+			  pod->container_id, "interface", pod->if_name, NULL);
+	pod_table_remove(reg->table, pod);
+	return 0;
+}
+
+/* After a restart without its entry, a pod can be told only by its namespace. */
+static struct pod *find_orphan(const struct registration *reg, int netns_fd)
+{
+	struct error ignored = {0};
+	struct netns_id id;
+	struct pod *pod;
+
+	if (netns_fd < 0 || netns_check_fd(netns_fd, &ignored) ||
+	    netns_identify(netns_fd, &id, &ignored))
+		return NULL;
+	pod = pod_table_redirected(reg->table, id.cookie, NULL);
+	return pod && pod->orphan ? pod : NULL;
+}
+
+static json_t *del(struct registration *reg, const struct agent_request *req, int netns_fd)
+{
+	struct pod *pod = pod_table_find(reg->table, req->container_id, req->if_name);
+	struct error err = {0};
+	int r;
+
+	if (!pod)
+		pod = find_orphan(reg, netns_fd);
+	if (!pod)
+		return agent_reply_ok(NULL);
+	r = forget(reg, pod, netns_fd, &err);
+	if (r) {
+		log_pod(LOG_ERROR, &err, "pod not removed", req, NULL);
+		return refuse(r, &err);
+	}
+	log_pod(LOG_INFO, NULL, "pod removed", req, "del");
+	return agent_reply_ok(NULL);
+}
+
+static json_t *check(struct registration *reg, const struct agent_request *req, int netns_fd)
+{
+	const struct pod *pod = pod_table_find(reg->table, req->container_id, req->if_name);
+	struct engine_pod engine_pod;
+	struct error err = {0};
+	struct netns_id id;
+	json_t *refusal;
+	int r;
+
+	if (!pod)
+		return agent_reply_refusal(AGENT_CODE_NOT_FOUND, false,
+					   "this attachment was never added, or was removed");
+	refusal = check_netns(req, netns_fd, &id);
+	if (refusal)
+		return refusal;
+	if (id.cookie != pod->cookie)
+		return agent_reply_refusal(AGENT_CODE_NOT_FOUND, false,
+					   "this attachment was added with another network "
+					   "namespace");
+	if (pod->mode == POD_SKIP)
+		return answer_decision(reg, pod);
+	if (!pod->plan)
+		return agent_reply_refusal(AGENT_CODE_NOT_READY, false, pod->reason);
+	registration_engine_pod(reg, pod, netns_fd, &engine_pod);
+	r = redirect_verify(reg->cfg.redirect, &engine_pod.pod, &err);
+	if (r == -ENODEV) /* the difference in words; no errno belongs to it */
+		return agent_reply_refusal(AGENT_CODE_KERNEL, false, err.text);
+	return r ? refuse(r, &err) : answer_decision(reg, pod);
+}
+
+static bool is_valid(const struct agent_request *req, const struct pod *pod)
+{
+	for (size_t i = 0; i < req->n_valid; i++)
+		if (!strcmp(req->valid[i].container_id, pod->container_id) &&
+		    !strcmp(req->valid[i].if_name, pod->if_name))
+			return true;
+	return false;
+}
+
+/* CNI 1.1 GC: what the runtime does not list is left over from a del that never came. */
+static json_t *gc(struct registration *reg, const struct agent_request *req)
+{
+	struct error err = {0}, first = {0};
+
+	registration_sweep(reg);
+	for (size_t i = pod_table_count(reg->table); i > 0; i--) {
+		struct pod *pod = pod_table_at(reg->table, i - 1);
+
+		/* Without a record nobody knows whose it is: it ends with its namespace. */
+		if (!pod->record || is_valid(req, pod))
+			continue;
+		log_write(LOG_INFO, "pod removed", "namespace", pod->ns, "pod", pod->name,
+			  "container", pod->container_id, "interface", pod->if_name, "reason", "gc",
+			  NULL);
+		if (forget(reg, pod, -1, &err) && !first.code)
+			first = err;
+	}
+	if (!first.code)
+		return agent_reply_ok(NULL);
+	log_error(LOG_ERROR, &first, "gc left something", NULL);
+	return refuse(-first.code, &first);
+}
+
+json_t *registration_handle(struct registration *reg, const struct agent_request *req, int netns_fd)
+{
+	switch (req->op) {
+	case AGENT_ADD:
+		return add(reg, req, netns_fd);
+	case AGENT_DEL:
+		return del(reg, req, netns_fd);
+	case AGENT_CHECK:
+		return check(reg, req, netns_fd);
+	case AGENT_GC:
+		return gc(reg, req);
+	default:
+		return agent_reply_refusal(AGENT_CODE_BAD_REQUEST, false, "not a registration");
+	}
+}
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+const struct pod_table *registration_pods(const struct registration *reg)
+{
+	return reg->table;
+}
+
+void registration_count(const struct registration *reg, struct registration_counts *ret)
+{
+	size_t n = pod_table_count(reg->table);
+
+	memset(ret, 0, sizeof(*ret));
+	for (size_t i = 0; i < n; i++) {
+		const struct pod *pod = pod_table_at(reg->table, i);
+
+		if (pod->mode == POD_SKIP)
+			ret->skipped++;
+		else if (pod->orphan)
+			ret->orphaned++;
+		/* The namespace counts once, at its first entry. */
+		else if (pod_table_redirected(reg->table, pod->cookie, NULL) == pod)
+			ret->redirected++;
+	}
+}
+
+int registration_open(const struct registration_config *cfg, struct registration **ret,
+		      struct error *err)
+{
+	struct registration *reg = calloc(1, sizeof(*reg));
+	int r;
+
+	if (!reg)
+		return error_set(err, ENOMEM, "registration");
+	reg->cfg = *cfg;
+	if (asprintf(&reg->state_path, "%s/" RUN_DIR_STATE, cfg->run_dir) < 0) {
+		reg->state_path = NULL;
+		r = error_set(err, ENOMEM, "registration");
+	} else {
+		r = pod_table_new(&reg->table, err);
+	}
+	if (!r)
+		r = registration_recover(reg, err);
+	if (r)
+		registration_close(reg);
+	else
+		*ret = reg;
+	return r;
+}
+
+void registration_close(struct registration *reg)
+{
+	if (!reg)
+		return;
+	pod_table_free(reg->table);
+	free(reg->state_path);
+	free(reg);
+}

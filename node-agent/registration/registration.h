@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef SOCKMESH_REGISTRATION_H
+#define SOCKMESH_REGISTRATION_H
+
+/*
+ * What the CNI plugin asks for: add, del, check, gc. The one place that changes whether a pod is
+ * redirected, and that keeps the pod table, the state file and the kernel saying the same:
+ * an add is in all three before it is answered, or in none.
+ */
+#include "agent_protocol.h"
+#include "pod_policy.h"
+#include "pod_table.h"
+#include "redirect.h"
+
+#include <jansson.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+struct registration;
+
+struct registration_config {
+	const struct policy_config *policy;
+	struct redirect *redirect;
+	const char *run_dir;
+	uint32_t max_pods;
+};
+
+/* Reads the state file and makes table and kernel agree (recovery.c). */
+int registration_open(const struct registration_config *cfg, struct registration **ret,
+		      struct error *err);
+void registration_close(struct registration *reg); /* pods stay redirected; NULL is fine */
+
+/* add, del, check and gc. netns_fd is -1 when none came. A new reference; NULL without memory. */
+json_t *registration_handle(struct registration *reg, const struct agent_request *req,
+			    int netns_fd);
+
+/* Forgets pods whose namespace has ended: for an agent that missed their del. */
+void registration_sweep(struct registration *reg);
+
+const struct pod_table *registration_pods(const struct registration *reg);
+
+struct registration_counts { /* namespaces, but for `skipped`: attachments */
+	size_t redirected, skipped, orphaned;
+};
+void registration_count(const struct registration *reg, struct registration_counts *ret);
+
+/*
+ * The same questions to the state file without an agent, for uninstall: the pods that were
+ * redirected and whose namespace can still be reached. The array and each netns_fd in it are the
+ * caller's. No file is no pods.
+ */
+int registration_saved_pods(const char *run_dir, struct redirect_pod **ret, size_t *ret_n,
+			    struct error *err);
+
+#endif

@@ -1,0 +1,620 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# The real sockmesh-agent, asked by a client of the tests' own (agent_client.py): its socket, its
+# life, what it remembers. Where packets go is test/contract's business. TAP; BUILD_DIR is tested.
+set -euo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+. test/lib/tap.sh
+. test/lib/node.sh
+
+node_enter "$@"
+
+AGENT=$BIN_DIR/sockmesh-agent
+CLIENT=$REPO_DIR/test/agent/agent_client.py
+SIDECAR='{"sidecar.istio.io/status":"{\"initContainers\":[\"istio-validation\"]}"}'
+
+node_open agent
+trap node_close EXIT
+
+# ---- helpers -----------------------------------------------------------------------------------
+
+ask() { # [OPTION...] REQUEST...
+	"$CLIENT" "$NODE_RUN" "$@"
+}
+
+refused() { # CODE PART [OPTION...] REQUEST: the last answer is this refusal, and says PART
+	local code=$1 part=$2 answer
+	shift 2
+	answer=$("$CLIENT" "$NODE_RUN" "$@") || true
+	check_equal "$(tail -n1 <<<"$answer" | jq -r '.code')" "$code" "code of $answer"
+	check_has "$answer" "$part"
+}
+
+attachment() { # OP CONTAINER IFNAME NETNS-NAME [POD [ANNOTATIONS]]
+	jq -nc --arg op "$1" --arg id "$2" --arg ifname "$3" --arg ns "/run/netns/$4" \
+		--arg pod "${5:-$2}" --argjson annotations "${6:-$SIDECAR}" \
+		'{op: $op, containerId: $id, ifName: $ifname, netns: $ns, ips: ["10.9.0.2/24", "fd09::2/64"],
+		  pod: {namespace: "test", name: $pod, uid: ("uid-" + $pod)}, annotations: $annotations}'
+}
+
+add() { # CONTAINER IFNAME NETNS-NAME [POD [ANNOTATIONS]]
+	ask --netns "/run/netns/$3" "$(attachment add "$@")"
+}
+
+del() { # CONTAINER IFNAME [NETNS-NAME]
+	if [ -n "${3:-}" ]; then
+		ask --netns "/run/netns/$3" "$(attachment del "$1" "$2" "$3")"
+	else
+		ask "$(attachment del "$1" "$2" none)"
+	fi
+}
+
+check() { # CONTAINER IFNAME NETNS-NAME
+	ask --netns "/run/netns/$3" "$(attachment check "$1" "$2" "$3")"
+}
+
+gc() { # VALID: a JSON list of [CONTAINER, IFNAME]
+	ask "$(jq -nc --argjson valid "$1" \
+		'{op: "gc", valid: [$valid[] | {containerId: .[0], ifName: .[1]}]}')"
+}
+
+# The pods as "CONTAINER/IFNAME:DECISION", sorted, on one line.
+pods() {
+	ask '{"op":"pods"}' | jq -r '[.pods[] | "\(.containerId)/\(.ifName):\(.decision)"] | sort | join(" ")'
+}
+
+gc_leaves() { # VALID PODS
+	gc "$1"
+	[ "$(pods)" = "$2" ]
+}
+
+count() { # redirected | skipped | orphaned
+	ask '{"op":"status"}' | jq ".pods.$1"
+}
+
+namespaces() { # NAME...
+	local name
+	for name in "$@"; do
+		ip netns add "$name"
+	done
+}
+
+# The status of a process that was killed must not end a test.
+crash() {
+	agent_kill || true
+}
+
+# Each test begins with no pods and ends with whatever it left: the next one wipes it.
+fresh() {
+	local name
+	crash
+	! mountpoint -q "$NODE_RUN" || umount "$NODE_RUN"
+	for name in /run/netns/t-*; do
+		[ ! -e "$name" ] || ip netns delete "${name##*/}"
+	done
+	agent_uninstall
+	agent_start "$@"
+}
+
+in_fresh_agent() { # TEST [OPTION...]
+	local body=$1
+	shift
+	trap crash EXIT
+	fresh "$@"
+	"$body"
+}
+
+test_agent() { # CLAIM TEST [OPTION...]
+	local claim=$1
+	shift
+	tap_test "$claim" in_fresh_agent "$@"
+}
+
+exits() { # STATUS PART COMMAND...: exit status and what it says on standard error
+	local wanted=$1 part=$2 status=0 said
+	shift 2
+	said=$("$@" 2>&1 >/dev/null) || status=$?
+	check_equal "$status" "$wanted" "exit status of $*"
+	check_has "$said" "$part"
+}
+
+# ---- command line ------------------------------------------------------------------------------
+
+test_usage() {
+	local config=$NODE_DIR/config.json
+	exits 2 "--mode" "$AGENT" --mode nftables
+	exits 2 "not built yet" "$AGENT" --install-cni yes
+	exits 2 "not built yet" "$AGENT" --proxy-identity cgroup
+	exits 2 "--no-such" "$AGENT" --no-such
+	exits 2 "SOCKMESH_MAX_PODS" env SOCKMESH_MAX_PODS=many "$AGENT"
+	exits 2 "owner" "$AGENT" --owner-groups 'a b'
+	echo '{"run-dir": "/run/x", "max-pod": 7}' >"$config"
+	exits 2 'unknown key "max-pod"' "$AGENT" --config "$config"
+	echo '{"max-pods": "7"}' >"$config"
+	exits 2 "max-pods must be a whole number" "$AGENT" --config "$config"
+	exits 2 "No such file" "$AGENT" --config "$config.none"
+	check_has "$("$AGENT" --help)" "--exclude-namespaces"
+	check_has "$("$AGENT" --version)" "sockmesh-agent $(cat VERSION)"
+}
+
+test_dump_config() {
+	local config=$NODE_DIR/config.json dump
+	echo '{"max-pods": 7, "bpffs-dir": "/file"}' >"$config"
+	dump=$(SOCKMESH_BPFFS_DIR=/environment "$AGENT" --config "$config" --log-level=debug --dump-config)
+	check_has "$dump" "max-pods=7	# file $config, key max-pods"
+	check_has "$dump" "bpffs-dir=/environment	# environment SOCKMESH_BPFFS_DIR"
+	check_has "$dump" "log-level=debug	# flag --log-level"
+	check_has "$dump" "run-dir=/run/sockmesh	# default"
+}
+
+test_not_a_cgroup() {
+	exits 1 "not a cgroup2 directory" "$AGENT" --run-dir "$NODE_DIR/other" \
+		--bpffs-dir "$NODE_BPFFS/other" --cgroup-root "$NODE_DIR"
+}
+
+test_says_what_has_no_effect() {
+	check_has "$(grep accelerate "$NODE_DIR/agent.log")" "not built yet"
+	check_has "$(grep metrics-address "$NODE_DIR/agent.log")" "not built yet"
+}
+
+# ---- the socket --------------------------------------------------------------------------------
+
+test_modes() {
+	check_equal "$(stat -c %a "$NODE_RUN")" 700
+	check_equal "$(stat -c %a "$NODE_RUN/agent.sock")" 600
+}
+
+test_others_are_refused() {
+	local client=$NODE_DIR/client.py
+	local nobody=(setpriv --reuid 65534 --regid 65534 --clear-groups -- "$client" "$NODE_RUN")
+	install -m 0755 "$CLIENT" "$client"
+	exits 3 "Permission denied" "${nobody[@]}" '{"op":"status"}'
+	# And by who they are, should the file modes ever let them through.
+	chmod 0711 "$NODE_RUN"
+	chmod 0666 "$NODE_RUN/agent.sock"
+	exits 3 "" "${nobody[@]}" '{"op":"status"}'
+	wait_for 5 grep -q "peer with uid 65534" "$NODE_DIR/agent.log"
+	ask '{"op":"status"}'
+}
+
+test_framing() {
+	refused bad-request "request" --raw "not JSON"
+	refused bad-request "request" --raw "[]"
+	refused bad-request "op" '{"op":"nonsense"}'
+	refused bad-request "containerId" '{"op":"add"}'
+	refused bad-request "" --raw "$(printf '{"v":1,"op":"status","x":"%070000d"}' 0)"
+	refused unsupported "not built yet" '{"op":"flows","pod":{"namespace":"a","name":"b"}}'
+	refused unsupported "not built yet" '{"op":"accelerate"}'
+	ask '{"op":"status"}'
+}
+
+test_versions() {
+	local answer
+	answer=$(ask --raw '{"v":2,"op":"status","pods":"what v 2 means by it"}') || true
+	check_equal "$(jq -r .code <<<"$answer")" version
+	check_equal "$(jq .v <<<"$answer")" 1 "the version that is offered instead"
+	# On the same connection the older version is spoken after all.
+	answer=$(ask --raw '{"v":2,"op":"status"}' '{"v":1,"op":"status"}') || true
+	check_equal "$(tail -n1 <<<"$answer" | jq .ok)" true
+	# A field that a newer plugin of the same version knows.
+	ask '{"op":"status","hint":{"new":true}}'
+	refused bad-request "v" --raw '{"op":"status"}'
+}
+
+test_pipelining() {
+	local answer
+	answer=$(ask '{"op":"status"}' '{"op":"pods"}' '{"op":"nonsense"}' '{"op":"status"}') || true
+	check_equal "$(jq -c '[has("version"), has("pods"), .ok]' <<<"$answer" | tr '\n' ' ')" \
+		"[true,true,true] [false,true,true] [false,false,false] [true,true,true] "
+}
+
+test_silent_peers() {
+	python3 - "$NODE_RUN/agent.sock" <<-'PYTHON'
+		import socket, sys
+		peers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(257)]
+		for peer in peers:
+		    peer.connect(sys.argv[1])
+		    peer.settimeout(20)
+		# One too many: told at once. The silent ones: closed after the deadline.
+		busy = peers[-1].recv(65536)
+		assert b'"busy"' in busy and b'"retry":true' in busy, busy
+		for peer in peers[:-1]:
+		    assert peer.recv(65536) == b"", "an answer to nothing"
+	PYTHON
+	ask '{"op":"status"}'
+}
+
+# A peer that asks and never reads must not hold up the others, nor make the agent hold much.
+test_deaf_peer() {
+	python3 - "$NODE_RUN/agent.sock" <<-'PYTHON'
+		import socket, sys
+		deaf = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+		deaf.connect(sys.argv[1])
+		deaf.settimeout(1)
+		sent = 0
+		try:
+		    while sent < 20000:
+		        deaf.send(b'{"v":1,"op":"status"}')
+		        sent += 1
+		except TimeoutError:
+		    pass
+		assert 0 < sent < 20000, sent
+		other = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+		other.settimeout(5)
+		other.connect(sys.argv[1])
+		other.send(b'{"v":1,"op":"status"}')
+		assert b'"ok":true' in other.recv(65536)
+	PYTHON
+}
+
+test_long_answer() {
+	local requests=() i
+	namespaces t-a
+	for i in $(seq 240); do
+		requests+=("$(attachment add "container-$i" eth0 t-a "pod-$i" '{}')")
+		if [ "${#requests[@]}" -eq 40 ]; then
+			ask --netns /run/netns/t-a "${requests[@]}" >/dev/null
+			requests=()
+		fi
+	done
+	[ "$(ask '{"op":"pods"}' | wc -c)" -gt 65536 ]
+	check_equal "$(ask '{"op":"pods"}' | jq '.pods | length')" 240
+}
+
+# ---- registration ------------------------------------------------------------------------------
+
+test_what_is_no_pod() {
+	local request
+	namespaces t-a
+	request=$(attachment add c1 eth0 t-a)
+	refused bad-request "host's own" --netns /proc/self/ns/net "$request"
+	# Inside some containers process 1 cannot be looked at; then it is not the host's either.
+	! [ -r /proc/1/ns/net ] ||
+		refused bad-request "host's own" --netns /proc/1/ns/net "$request"
+	refused bad-request "not a network namespace" --netns /dev/null "$request"
+	refused bad-request "not a network namespace" --netns /proc/self/ns/uts "$request"
+	refused bad-request "descriptor" "$request"
+	check_equal "$(pods)" ""
+}
+
+test_decisions() {
+	namespaces t-a t-b t-c
+	check_equal "$(add c1 eth0 t-a web | jq -r '.decision, .engine' | tr '\n' ' ')" "redirect ebpf "
+	check_equal "$(add c2 eth0 t-b db '{}' | jq -r .decision)" skip
+	check_equal "$(pods)" "c1/eth0:redirect c2/eth0:skip"
+	[ -n "$(ask '{"op":"pods"}' | jq -r '.pods[1].reason')" ]
+	refused bad-annotation "excludeOutboundPorts" --netns /run/netns/t-c \
+		"$(attachment add c3 eth0 t-c x '{"sidecar.istio.io/status":"{}","traffic.sidecar.istio.io/excludeOutboundPorts":"80,x"}')"
+	refused unsupported "TPROXY" --netns /run/netns/t-c \
+		"$(attachment add c3 eth0 t-c x '{"sidecar.istio.io/status":"{}","sidecar.istio.io/interceptionMode":"TPROXY"}')"
+	check_equal "$(pods)" "c1/eth0:redirect c2/eth0:skip"
+	check c1 eth0 t-a
+	check c2 eth0 t-b
+	refused not-found "never added" --netns /run/netns/t-c "$(attachment check c3 eth0 t-c)"
+	refused not-found "another network namespace" --netns /run/netns/t-c "$(attachment check c1 eth0 t-c)"
+}
+
+test_add_is_idempotent() {
+	namespaces t-a t-b
+	add c1 eth0 t-a
+	add c1 eth0 t-a
+	check_equal "$(pods)" "c1/eth0:redirect"
+	check c1 eth0 t-a
+	# The runtime uses the id again with another namespace.
+	add c1 eth0 t-b
+	check_equal "$(count redirected)" 1
+	check c1 eth0 t-b
+	# The same pod, opted out now.
+	add c1 eth0 t-b c1 '{"sockmesh.io/redirection":"none"}'
+	check_equal "$(count redirected) $(count skipped)" "0 1"
+	del c1 eth0 t-b
+	del c1 eth0 t-b
+	check_equal "$(pods)" ""
+}
+
+test_late_del() {
+	namespaces t-old t-new
+	add old eth0 t-old web
+	add new eth0 t-new web
+	# With the new sandbox's namespace, as a confused runtime would.
+	del old eth0 t-new
+	check_equal "$(pods)" "new/eth0:redirect"
+	check new eth0 t-new
+	del old eth0 t-old
+	del never-seen eth0 t-new
+	del never-seen eth0
+	check new eth0 t-new
+}
+
+test_two_interfaces() {
+	namespaces t-a
+	add c1 eth0 t-a
+	add c1 net1 t-a
+	check_equal "$(count redirected)" 1
+	del c1 eth0 t-a
+	check_equal "$(pods)" "c1/net1:redirect"
+	check c1 net1 t-a
+	del c1 net1
+	check_equal "$(count redirected)" 0
+}
+
+test_gc() {
+	namespaces t-a t-b t-c
+	add c1 eth0 t-a
+	add c2 eth0 t-b
+	add c3 eth0 t-c c3 '{}'
+	gc '[["c2","eth0"],["c9","eth0"]]'
+	check_equal "$(pods)" "c2/eth0:redirect"
+	check c2 eth0 t-b
+	# A namespace that ended without a del, though the runtime still lists it.
+	ip netns delete t-b
+	wait_for 10 gc_leaves '[["c2","eth0"]]' ""
+	refused bad-request "valid" '{"op":"gc"}'
+}
+
+test_max_pods() {
+	namespaces t-a t-b t-c
+	add c1 eth0 t-a
+	add c1 net1 t-a # no further pod
+	add c2 eth0 t-b
+	refused limit "max-pods" --netns /run/netns/t-c "$(attachment add c3 eth0 t-c)"
+	add c3 eth0 t-c c3 '{}'
+	del c1 eth0 t-a
+	del c1 net1 t-a
+	add c3 eth0 t-c
+}
+
+# A pod of which nothing would be known after a restart is not redirected.
+test_state_cannot_be_written() {
+	namespaces t-a
+	mount --bind "$NODE_RUN" "$NODE_RUN"
+	mount -o remount,bind,ro "$NODE_RUN"
+	refused kernel "state.json" --netns /run/netns/t-a "$(attachment add c1 eth0 t-a)"
+	check_equal "$(pods)" ""
+	check_equal "$(count redirected)" 0
+	umount "$NODE_RUN"
+	add c1 eth0 t-a
+	check c1 eth0 t-a
+}
+
+test_user_namespaces() {
+	local helper
+	# Owned by user namespaces: one maps the proxy's id, one does not.
+	for helper in "t-mapped 0 100000 65536" "t-narrow 0 100000 1000"; do
+		# shellcheck disable=SC2086 # words
+		python3 "$REPO_DIR/test/agent/userns_netns.py" $helper
+	done
+	add c1 eth0 t-mapped
+	check c1 eth0 t-mapped
+	check_equal "$(ask '{"op":"pod","pod":{"namespace":"test","name":"c1"}}' | jq -c .lists.proxyUids)" \
+		"[1337]" "the pod's own numbers"
+	refused unsupported "no user id of the proxy is mapped" --netns /run/netns/t-narrow \
+		"$(attachment add c2 eth0 t-narrow)"
+}
+
+test_questions() {
+	namespaces t-a
+	add c1 eth0 t-a web '{"sidecar.istio.io/status":"{}","traffic.sidecar.istio.io/excludeOutboundPorts":"9443"}'
+	local pod='"pod":{"namespace":"test","name":"web"}'
+	check_equal "$(ask "{\"op\":\"pod\",$pod}" | jq -r '.pod.containerId, (.rules | length > 5)' | tr '\n' ' ')" \
+		"c1 true "
+	check_equal "$(ask "{\"op\":\"explain\",$pod,\"to\":\"192.0.2.1:80\"}" | jq -r '"\(.verdict) \(.port)"')" \
+		"redirect 15001"
+	check_equal "$(ask "{\"op\":\"explain\",$pod,\"to\":\"[2001:db8::1]:9443\"}" | jq -r '"\(.verdict) \(.rule)"')" \
+		"pass out-port-excluded"
+	check_equal "$(ask "{\"op\":\"explain\",$pod,\"to\":\"192.0.2.1:80\",\"uid\":1337}" | jq -r .rule)" \
+		"out-proxy-uid"
+	refused not-found "test/nobody" '{"op":"pod","pod":{"namespace":"test","name":"nobody"}}'
+	refused bad-request "to" "{\"op\":\"explain\",$pod,\"to\":\"nowhere\"}"
+	check_equal "$(ask '{"op":"status"}' | jq -r '"\(.runDir) \(.bpffsDir)"')" \
+		"$NODE_RUN $NODE_BPFFS/sockmesh"
+	check_equal "$(ask '{"op":"probe"}' | jq -r '.probe.ebpf')" true
+	check_equal "$(ask '{"op":"probe"}' | jq -c '[.probe.foreign[] | select(.cgroup | contains("agent-"))]')" \
+		"[]" "our own programs among the foreign ones"
+}
+
+# ---- life --------------------------------------------------------------------------------------
+
+test_least_privilege() {
+	local status
+	status=$(cat "/proc/$NODE_AGENT_PID/status")
+	check_has "$status" "NoNewPrivs:	1"
+	python3 - "$(awk '/^CapEff/ { print $2 }' <<<"$status")" <<-'PYTHON'
+		import sys
+		have = int(sys.argv[1], 16)
+		# DAC_OVERRIDE NET_ADMIN SYS_PTRACE SYS_ADMIN SYS_RESOURCE PERFMON BPF
+		allowed = sum(1 << n for n in (1, 12, 19, 21, 24, 38, 39))
+		assert have and not have & ~allowed, hex(have & ~allowed)
+	PYTHON
+}
+
+test_signals() {
+	local status=0
+	namespaces t-a
+	add c1 eth0 t-a
+	kill -HUP "$NODE_AGENT_PID"
+	ask '{"op":"status"}'
+	kill -TERM "$NODE_AGENT_PID"
+	wait "$NODE_AGENT_PID" || status=$?
+	NODE_AGENT_PID=''
+	check_equal "$status" 0
+	check_fails test -e "$NODE_RUN/agent.sock"
+	agent_start
+	check_equal "$(pods)" "c1/eth0:redirect"
+	check c1 eth0 t-a
+}
+
+test_crash() {
+	namespaces t-a t-b t-c t-d
+	add c1 eth0 t-a
+	add c1 net1 t-a
+	add c2 eth0 t-b c2 '{}'
+	add c3 eth0 t-c
+	add c4 eth0 t-d
+	crash
+	[ -S "$NODE_RUN/agent.sock" ] # a stale one, to be replaced
+	ip netns delete t-c
+	ip netns delete t-d
+	ip netns add t-d # another namespace at the same path
+	agent_start
+	check_equal "$(pods)" "c1/eth0:redirect c1/net1:redirect c2/eth0:skip"
+	check_equal "$(count redirected) $(count skipped) $(count orphaned)" "1 1 0"
+	check c1 eth0 t-a
+	del c1 eth0 t-a
+	del c1 net1 t-a
+	del c2 eth0 t-b
+	check_equal "$(pods)" ""
+}
+
+test_crash_without_its_state() {
+	namespaces t-a
+	add c1 eth0 t-a web
+	crash
+	rm "$NODE_RUN/state.json"
+	agent_start
+	check_equal "$(ask '{"op":"pods"}' | jq -r '.pods[] | "\(.name) \(.decision) \(.orphan)"')" \
+		"(recovered) redirect true"
+	# Its del knows the namespace.
+	del c1 eth0 t-a
+	check_equal "$(pods)" ""
+}
+
+test_corrupt_state() {
+	namespaces t-a t-b
+	add c1 eth0 t-a
+	add c2 eth0 t-b
+	crash
+	truncate -s -20 "$NODE_RUN/state.json"
+	agent_start
+	[ -s "$NODE_RUN/state.json.corrupt" ]
+	check_equal "$(count orphaned)" 2
+	grep -q "moved aside" "$NODE_DIR/agent.log"
+	# The runtime adds it again: nothing is lost.
+	add c1 eth0 t-a
+	check_equal "$(count redirected) $(count orphaned)" "1 1"
+	check c1 eth0 t-a
+	# The other one ends with its namespace.
+	ip netns delete t-b
+	wait_for 10 gc_leaves '[["c1","eth0"]]' "c1/eth0:redirect"
+	check c1 eth0 t-a
+}
+
+test_configuration_changed() {
+	namespaces t-a
+	add c1 eth0 t-a web
+	crash
+	agent_start --mesh osm
+	check c1 eth0 t-a
+	check_equal "$(ask '{"op":"explain","pod":{"namespace":"test","name":"web"},"to":"192.0.2.1:80","uid":1500}' |
+		jq -r .rule)" "out-proxy-uid"
+	crash
+	# Excluded now; but its proxy is not bypassed behind its back.
+	agent_start --exclude-namespaces test
+	check_equal "$(count orphaned)" 1
+	del c1 eth0 t-a
+	check_equal "$(pods)" ""
+}
+
+test_second_agent() {
+	local options
+	mapfile -t options < <(agent_options)
+	exits 1 "pid $NODE_AGENT_PID" "$AGENT" "${options[@]}"
+	exits 1 "stop the agent first" "$AGENT" "${options[@]}" --uninstall
+	ask '{"op":"status"}'
+}
+
+test_side_by_side() {
+	local first=$NODE_RUN second=$NODE_DIR/run-2 pid
+	namespaces t-a t-b
+	mkdir "$NODE_CGROUP/second"
+	"$AGENT" --run-dir "$second" --bpffs-dir "$NODE_BPFFS/second" --cgroup-root "$NODE_CGROUP/second" \
+		--kubernetes off >>"$NODE_DIR/agent-2.log" 2>&1 &
+	pid=$!
+	trap 'kill -KILL "$pid" || true; crash' EXIT
+	wait_for 10 "$CLIENT" "$second" '{"op":"status"}'
+	add c1 eth0 t-a
+	NODE_RUN=$second add c2 eth0 t-b
+	check_equal "$(pods)" "c1/eth0:redirect"
+	check_equal "$(NODE_RUN=$second pods)" "c2/eth0:redirect"
+	# One of them is removed from the node.
+	kill -TERM "$pid"
+	wait "$pid"
+	"$AGENT" --run-dir "$second" --bpffs-dir "$NODE_BPFFS/second" \
+		--cgroup-root "$NODE_CGROUP/second" --uninstall
+	trap crash EXIT
+	check_fails test -e "$second"
+	check_fails test -e "$NODE_BPFFS/second"
+	NODE_RUN=$first check c1 eth0 t-a
+}
+
+test_uninstall() {
+	namespaces t-a
+	add c1 eth0 t-a
+	[ -e "$NODE_BPFFS/sockmesh" ]
+	crash
+	agent_uninstall
+	check_fails test -e "$NODE_BPFFS/sockmesh"
+	check_fails test -e "$NODE_RUN"
+	agent_uninstall
+}
+
+# A directory that is no bpffs, as on a machine that mounts none at boot.
+test_bpffs_is_mounted() {
+	local dir=$NODE_DIR/no-bpffs status=0
+	crash
+	mkdir "$dir"
+	namespaces t-a
+	NODE_BPFFS_SAVED=$NODE_BPFFS
+	NODE_BPFFS=$dir agent_start
+	add c1 eth0 t-a
+	check c1 eth0 t-a
+	crash
+	NODE_BPFFS=$dir agent_start
+	check c1 eth0 t-a || status=1
+	crash
+	NODE_BPFFS=$dir agent_uninstall
+	NODE_BPFFS=$NODE_BPFFS_SAVED
+	! mountpoint -q "$dir/sockmesh" || umount "$dir/sockmesh"
+	! mountpoint -q "$dir" || umount "$dir"
+	return "$status"
+}
+
+# ---- all of it ---------------------------------------------------------------------------------
+
+[ -x "$AGENT" ] || die "no $AGENT: build first"
+
+tap_test "a wrong flag, variable or configuration file exits with 2 and is named" test_usage
+tap_test "--dump-config prints each value with its source" test_dump_config
+tap_test "a cgroup root that is none is refused" test_not_a_cgroup
+test_agent "options without effect yet are logged as such" test_says_what_has_no_effect \
+	--accelerate auto --metrics-address 127.0.0.1:9090
+test_agent "the run directory is 0700 and the socket 0600" test_modes
+test_agent "a peer that is not root is refused twice over" test_others_are_refused
+test_agent "what is no request is answered as such, and the agent lives on" test_framing
+test_agent "versions: newer is answered with ours, unknown fields are tolerated" test_versions
+test_agent "pipelined requests are answered in order" test_pipelining
+test_agent "too many peers are told so, silent ones are closed" test_silent_peers
+test_agent "a peer that never reads holds nobody up" test_deaf_peer
+test_agent "an answer over 64 KiB arrives whole" test_long_answer
+test_agent "the host's namespace and what is no namespace are refused" test_what_is_no_pod
+test_agent "pods are redirected, skipped or refused, and shown with the reason" test_decisions
+test_agent "add is idempotent, and follows a namespace or an annotation that changed" test_add_is_idempotent
+test_agent "a late del of an old sandbox leaves the new one alone" test_late_del
+test_agent "the redirection ends with the last interface of a pod" test_two_interfaces
+test_agent "gc removes what is not listed and what has ended" test_gc
+test_agent "--max-pods refuses one more, and skipped pods do not count" test_max_pods --max-pods 2
+test_agent "an add whose state cannot be saved is undone" test_state_cannot_be_written
+test_agent "ids are those of the pod's user namespace" test_user_namespaces
+test_agent "status, pod, explain and probe answer" test_questions
+test_agent "the agent keeps only the capabilities that it needs" test_least_privilege
+test_agent "SIGTERM ends it and leaves pods redirected, SIGHUP does nothing" test_signals
+test_agent "killed and restarted, it knows its pods, and which have ended" test_crash
+test_agent "without its state file, redirected pods are recovered from the kernel" test_crash_without_its_state
+test_agent "a corrupt state file is moved aside and no pod is lost" test_corrupt_state
+test_agent "a new configuration takes effect at a restart, but un-redirects nobody" test_configuration_changed
+test_agent "a second agent on the same run directory is refused" test_second_agent
+test_agent "two agents with directories of their own do not meet" test_side_by_side
+test_agent "uninstall leaves nothing, twice" test_uninstall
+test_agent "bpffs is mounted where there is none" test_bpffs_is_mounted
+tap_done

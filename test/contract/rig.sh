@@ -1,0 +1,315 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Pods for the contract test. A pod is a network namespace NAME whose eth0 leads to a namespace
+# NAME-w, its world: the node's end of the veth and every external server. Both have the same
+# addresses whatever the pod (matrix.txt and matrix.c name them), so each pod has a world of its own.
+#
+# Expects to run in a private mount namespace: names are mounts under a private /run/netns, and
+# whatever is pinned in a private bpffs goes with it.
+
+BUILD_DIR=$(realpath -- "${BUILD_DIR:-build}")
+ENGINE=${ENGINE:-ebpf}
+PROGRAMS=$BUILD_DIR/test/contract
+MATRIX=${MATRIX:-$(dirname "${BASH_SOURCE[0]}")/matrix.txt}
+
+declare -A setting         # of the pod that pod_settings read last
+declare -A servers         # NAME.KIND: process group of those servers
+declare -A pod_cgroup      # NAME: where its processes run
+declare -A pod_agent       # NAME: run directory of the agent that has it
+declare -a agents=()       # process ids
+declare -a cgroups=()      # removed at the end, last first
+
+# shellcheck source=test/contract/reference.sh
+. "$(dirname "${BASH_SOURCE[0]}")/reference.sh"
+
+rig_up() {
+	local cgroup2
+	work=$(mktemp -d /tmp/sockmesh-contract.XXXXXX)
+	mkdir -p /run/netns
+	mount -t tmpfs -o mode=0755 netns /run/netns
+	cgroup2=$(awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $(i + 1) == "cgroup2") { print $5; exit } }' \
+		/proc/self/mountinfo)
+	cgroup_base=$cgroup2/sockmesh-test-$$
+}
+
+rig_down() {
+	local id dir
+	for id in "${!servers[@]}"; do
+		stop_servers "$id"
+	done
+	for id in "${agents[@]}"; do
+		kill "$id" 2>/dev/null
+		wait "$id" 2>/dev/null
+	done
+	for id in "${!pod_cgroup[@]}"; do
+		ip netns del "$id" 2>/dev/null
+		ip netns del "$id-w" 2>/dev/null
+	done
+	for ((id = ${#cgroups[@]} - 1; id >= 0; id--)); do
+		dir=${cgroups[id]}
+		wait_for 2 rmdir "$dir" 2>/dev/null || echo "# $dir stays behind" >&2
+	done
+	umount /run/netns
+	for dir in "$work"/bpf-*; do
+		! mountpoint -q "$dir" || umount "$dir" # and with it every pinned link
+	done
+	rm -rf --one-file-system "$work"
+}
+
+wait_for() { # SECONDS COMMAND...
+	local deadline=$((${EPOCHREALTIME/./} + $1 * 1000000))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		[ "${EPOCHREALTIME/./}" -lt "$deadline" ] || return 1
+		read -rt 0.02 <> <(:) || :
+	done
+}
+
+make_cgroup() { # DIR
+	mkdir "$1" && cgroups+=("$1")
+}
+
+# ---- agents ------------------------------------------------------------------------------------
+
+# The processes of this agent's pods belong into its cgroup.
+agent_up() { # NAME
+	local name=$1
+	[ -d "$cgroup_base" ] || make_cgroup "$cgroup_base" || return
+	[ -d "$cgroup_base/$name" ] || agent_cgroup "$name" || return
+	mkdir -p "$work/run-$name" "$work/bpf-$name"
+	"$BUILD_DIR/bin/sockmesh-agent" --run-dir "$work/run-$name" --bpffs-dir "$work/bpf-$name" \
+		--cgroup-root "$cgroup_base/$name" --kubernetes off --mode ebpf --accelerate off \
+		>"$work/agent-$name.log" 2>&1 &
+	agents+=($!)
+	agent_pid[$name]=$!
+	wait_for 10 "$PROGRAMS/enrol" "$work/run-$name" status || {
+		sed 's/^/# agent: /' "$work/agent-$name.log"
+		return 1
+	}
+}
+declare -A agent_pid
+
+agent_cgroup() { # NAME
+	[ -d "$cgroup_base" ] || make_cgroup "$cgroup_base"
+	make_cgroup "$cgroup_base/$1" && make_cgroup "$cgroup_base/$1/pods"
+}
+
+agent_kill() { # NAME
+	kill -9 "${agent_pid[$1]}"
+	wait "${agent_pid[$1]}" 2>/dev/null
+}
+
+# How many entries a map of this agent holds.
+map_entries() { # AGENT MAP
+	local pin
+	pin=$(find "$work/bpf-$1" -name "$2" -print -quit)
+	[ -n "$pin" ] || {
+		echo "no pin is called $2"
+		return 1
+	}
+	bpftool map dump pinned "$pin" -j | jq length
+}
+
+# ---- namespaces --------------------------------------------------------------------------------
+
+inside() { # NETNS COMMAND...
+	local netns=$1
+	shift
+	"$PROGRAMS/as" --netns "/run/netns/$netns" "$@"
+}
+
+as_pod() { # NAME UID GID COMMAND...
+	local name=$1 uid=$2 gid=$3 userns=()
+	shift 3
+	[ ! -e "/run/netns/$name.user" ] || userns=(--userns "/run/netns/$name.user")
+	"$PROGRAMS/as" --cgroup "${pod_cgroup[$name]}" "${userns[@]}" --netns "/run/netns/$name" \
+		--uid "$uid" --gid "$gid" "$@"
+}
+
+in_world() { # NAME COMMAND...
+	inside "$1-w" "${@:2}"
+}
+
+make_namespaces() { # NAME [SHIFT]
+	ip netns add "$1-w"
+	if [ -n "${2:-}" ]; then
+		: >"/run/netns/$1.user"
+		"$PROGRAMS/as" --make "$2" "/run/netns/$1.user" "/run/netns/$1"
+	else
+		ip netns add "$1"
+	fi
+}
+
+pod_up() { # NAME [AGENT [SHIFT]]
+	local name=$1 agent=${2:-main}
+	[ -d "$cgroup_base/$agent/pods" ] || agent_cgroup "$agent" || return
+	pod_cgroup[$name]=$cgroup_base/$agent/pods
+	pod_agent[$name]=$work/run-$agent
+	make_namespaces "$name" "${3:-}"
+	# shellcheck disable=SC2016
+	inside "$name" sh -c 'cd /proc/sys/net && echo 0 >ipv4/ip_unprivileged_port_start &&
+		echo 0 >ipv6/conf/default/accept_dad && echo 0 >ipv6/conf/all/disable_ipv6'
+	in_world "$name" sh -c 'cd /proc/sys/net && echo 0 >ipv6/conf/default/accept_dad'
+	ip -n "$name-w" -batch - <<-BATCH
+		link set lo up
+		link add w0 type veth peer name eth0 netns $name
+		link set w0 up
+		address add 10.244.0.1/24 dev w0
+		address add fd00:10::1/64 dev w0 nodad
+		$(printf 'address add %s dev lo\n' 10.99.0.{1,2,53,54,55}/32 10.99.1.1/32)
+		$(printf 'address add %s dev lo nodad\n' fd00:99::{1,2,53,54,55}/128 fd00:99:1::1/128)
+	BATCH
+	ip -n "$name" -batch - <<-BATCH
+		link set lo up
+		link set eth0 up
+		address add 10.244.0.5/24 dev eth0
+		address add fd00:10::5/64 dev eth0 nodad
+		route add default via 10.244.0.1
+		route add default via fd00:10::1
+	BATCH
+}
+
+pod_down() { # NAME
+	local id
+	for id in "${!servers[@]}"; do
+		case $id in "$1".*) stop_servers "$id" ;; esac
+	done
+	[ "$ENGINE" = reference ] || ! enrolled "$1" || agent_op "$1" del >/dev/null || :
+	ip netns del "$1-w"
+	ip netns del "$1"
+	[ ! -e "/run/netns/$1.user" ] || {
+		umount "/run/netns/$1.user"
+		rm "/run/netns/$1.user"
+	}
+	unset "pod_cgroup[$1]"
+}
+
+# ---- servers -----------------------------------------------------------------------------------
+
+start_servers() { # NAME KIND COMMAND...
+	local name=$1 kind=$2 id
+	shift 2
+	id=$("$@") || return
+	servers[$name.$kind]=$id
+}
+
+stop_servers() { # NAME.KIND
+	kill -9 -- "-${servers[$1]}"
+	unset "servers[$1]"
+}
+
+on_ports() { # PROTOCOL ADDRESSES PORTS
+	local address port
+	for address in $2; do
+		for port in $3; do
+			echo "$1:$address:$port"
+		done
+	done
+}
+
+# Where the proxy listens, by the pod's setting; arguments of reporter.
+proxy_at() { # PORT SHAPE
+	case $2 in
+	dual) echo "dual:$1" ;;
+	loopback) on_ports tcp '127.0.0.1 [::1]' "$1" ;;
+	*) on_ports tcp '0.0.0.0 [::]' "$1" ;;
+	esac
+}
+
+world_servers() { # NAME
+	# shellcheck disable=SC2046
+	start_servers "$1" world in_world "$1" "$PROGRAMS/reporter" world \
+		$(on_ports tcp '0.0.0.0 [::]' '53 80 443 9999 15001 15006 15008 15020') \
+		$(on_ports udp '0.0.0.0 [::]' '53 80')
+}
+
+app_servers() { # NAME
+	# shellcheck disable=SC2046
+	start_servers "$1" app as_pod "$1" 1000 1000 "$PROGRAMS/reporter" app \
+		$(on_ports tcp '0.0.0.0 [::]' '53 8080 9090 15008 15020 15021 15090') \
+		$(on_ports udp '0.0.0.0 [::]' '53 8080')
+}
+
+outbound_proxy() { # NAME SHAPE [OPTION...]
+	# shellcheck disable=SC2046
+	start_servers "$1" outbound as_pod "$1" 1337 1337 "$PROGRAMS/reporter" "${@:3}" outbound \
+		$(proxy_at 15001 "$2")
+}
+
+inbound_proxy() { # NAME SHAPE [OPTION...]
+	[ "$2" != loopback ] || set -- "$1" separate "${@:3}"
+	# shellcheck disable=SC2046
+	start_servers "$1" inbound as_pod "$1" 1337 1337 "$PROGRAMS/reporter" "${@:3}" inbound \
+		$(proxy_at 15006 "$2")
+}
+
+dns_proxy() { # NAME
+	# shellcheck disable=SC2046
+	start_servers "$1" dns as_pod "$1" 1337 1337 "$PROGRAMS/reporter" dns \
+		$(on_ports tcp '127.0.0.1 [::1]' 15053) $(on_ports udp '127.0.0.1 [::1]' 15053)
+}
+
+servers_up() { # NAME SHAPE
+	world_servers "$1" && app_servers "$1" && outbound_proxy "$1" "$2" &&
+		inbound_proxy "$1" "$2" && dns_proxy "$1"
+}
+
+# ---- enrolment ---------------------------------------------------------------------------------
+
+# The settings of a pod of the matrix, into `setting`.
+pod_settings() { # NAME
+	local pair pairs
+	read -ra pairs < <(awk -v name="$1" '$1 == "pod" && $2 == name { $1 = $2 = ""; print }' "$MATRIX")
+	setting=()
+	for pair in "${pairs[@]}"; do
+		setting[${pair%%=*}]=${pair#*=}
+	done
+}
+
+agent_op() { # NAME OP ANNOTATION...
+	"$PROGRAMS/enrol" "${pod_agent[$1]}" "$2" "id-$1" "/run/netns/$1" "$1" \
+		10.244.0.5/24,fd00:10::5/64 "${@:3}"
+}
+
+enrolled() { # NAME
+	[ -e "$work/enrolled-$1" ]
+}
+
+enrol_in_agent() { # NAME, and `setting`
+	local key annotations=(sockmesh.io/redirection=sidecar)
+	[ "${setting[dns]:-off}" = off ] || annotations+=(sockmesh.io/dns-capture=true)
+	for key in "${!setting[@]}"; do
+		case $key in
+		include* | exclude*) annotations+=("traffic.sidecar.istio.io/$key=${setting[$key]}") ;;
+		esac
+	done
+	agent_op "$1" add "${annotations[@]}" >"$work/answer" 2>&1 || {
+		sed 's/^/# enrol: /' "$work/answer"
+		return 1
+	}
+	: >"$work/enrolled-$1"
+}
+
+enrol_by_rules() { # NAME, and `setting`
+	local family tool userns=()
+	[ ! -e "/run/netns/$1.user" ] || userns=(--userns "/run/netns/$1.user" --uid 0 --gid 0)
+	for family in 4 6; do
+		tool=iptables-nft-restore
+		[ $family = 4 ] || tool=ip6tables-nft-restore
+		reference_rules $family >"$work/rules"
+		"$PROGRAMS/as" "${userns[@]}" --netns "/run/netns/$1" $tool <"$work/rules" || {
+			sed 's/^/# /' "$work/rules"
+			return 1
+		}
+	done
+	ip -n "$1" address add ::6/128 dev lo nodad
+}
+
+enrol() { # NAME, and `setting`
+	if [ "$ENGINE" = reference ]; then
+		enrol_by_rules "$1"
+	else
+		enrol_in_agent "$1"
+	fi
+}

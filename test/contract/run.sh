@@ -1,0 +1,138 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# The contract test: every connection of a pod goes where matrix.txt says, whatever engine
+# redirects it. TAP on standard output. docs/testing.md has the details.
+#
+#   BUILD_DIR   where the programs are (build)
+#   ENGINE      ebpf, or reference: the rules of Istio in the kernel's NAT (ebpf)
+#   SCALE       ci or full: how large the long tests are (ci)
+#   ONLY        run only what contains this text: a pod of the matrix or a scenario
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+if [ -z "${SOCKMESH_CONTRACT_PRIVATE:-}" ]; then
+	SOCKMESH_CONTRACT_PRIVATE=1 exec unshare --mount --propagation private "$0" "$@"
+fi
+# shellcheck source=test/contract/rig.sh
+. test/contract/rig.sh
+# shellcheck source=test/contract/scenarios.sh
+. test/contract/scenarios.sh
+
+SCALE=${SCALE:-ci}
+ONLY=${ONLY:-}
+
+result() { # STATUS CLAIM
+	if [ "$1" -eq 0 ]; then
+		echo "ok - $2"
+	else
+		echo "not ok - $2"
+	fi
+}
+
+pods_of_matrix() {
+	awk '$1 == "pod" { print $2 }' "$MATRIX"
+}
+
+selected() { # NAME
+	case ${1//_/-} in *"$ONLY"*) return 0 ;; esac
+	return 1
+}
+
+matrix_pod_up() { # NAME
+	pod_up "$1" main "${setting[userns]:-}" || return
+	case ${setting[servers]:-} in
+	before*) servers_up "$1" "${setting[listeners]:-separate}" ;;
+	esac
+}
+
+matrix_rows() { # NAME
+	local arguments=(--file "$MATRIX" --pod "$1" --engine "$ENGINE" --pod-netns "/run/netns/$1"
+		--world-netns "/run/netns/$1-w" --cgroup "${pod_cgroup[$1]}")
+	[ -z "${setting[userns]:-}" ] || arguments+=(--pod-userns "/run/netns/$1.user")
+	[ -z "${setting[settle-ms]:-}" ] || arguments+=(--settle-ms "${setting[settle-ms]}")
+	"$PROGRAMS/matrix" "${arguments[@]}" ||
+		[ $? -eq 1 ] || echo "not ok - $1: the matrix program ran to its end"
+}
+
+# What this engine cannot do it must refuse, and say so by the annotation's name.
+matrix_refusal() { # NAME
+	local answer
+	answer=$(enrol "$1" 2>&1)
+	case $answer in
+	*'"ok":false'*"${setting[refused-for]}"*) echo "ok - $1: refused by name" ;;
+	*)
+		echo "not ok - $1: refused by name"
+		echo "#   $answer"
+		;;
+	esac
+}
+
+matrix_pod() { # NAME
+	pod_settings "$1"
+	[ -e "/run/netns/$1" ] || matrix_pod_up "$1" || {
+		echo "not ok - $1: its namespaces and servers are there"
+		return
+	}
+	if [ "${setting[refused-by]:-}" = "$ENGINE" ]; then
+		matrix_refusal "$1"
+		pod_down "$1"
+		return
+	fi
+	enrol "$1" || {
+		echo "not ok - $1: enrolled"
+		pod_down "$1"
+		return
+	}
+	[ -n "${servers[$1.app]:-}" ] || servers_up "$1" "${setting[listeners]:-separate}" || {
+		echo "not ok - $1: its servers are there"
+		pod_down "$1"
+		return
+	}
+	if [ "${setting[second]:-}" = after ]; then
+		ip -n "$1" address add 10.244.0.55/24 dev eth0
+		ip -n "$1" address add fd00:10::55/64 dev eth0 nodad
+	fi
+	matrix_rows "$1"
+	pod_down "$1"
+}
+
+early_pods() {
+	local pod
+	for pod in $(pods_of_matrix); do
+		pod_settings "$pod"
+		[ "${setting[servers]:-}" != before-agent ] || ! selected "$pod" || matrix_pod_up "$pod"
+	done
+}
+
+run_all() {
+	local name
+	rig_up
+	trap rig_down EXIT
+	early_pods
+	[ "$ENGINE" = reference ] || agent_up main || {
+		echo "not ok - the agent starts"
+		return
+	}
+	for name in $(pods_of_matrix); do
+		! selected "$name" || matrix_pod "$name"
+	done
+	for name in $(declare -F | sed -n 's/^declare -f scenario_//p'); do
+		! selected "$name" || "scenario_$name"
+	done
+}
+
+# Numbers the results; the exit code is 1 when one of them is a failure.
+number() {
+	awk '/^(not )?ok - / { n++; failed += /^not/; sub(/ok - /, "ok " n " - ") }
+	     { print; fflush() }
+	     END { print "1.." n + 0; exit failed || !n }'
+}
+
+case $ENGINE in
+ebpf | reference) ;;
+*)
+	echo "run.sh: ENGINE \"$ENGINE\" is neither ebpf nor reference" >&2
+	exit 2
+	;;
+esac
+(run_all) | number

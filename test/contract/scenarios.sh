@@ -1,0 +1,276 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# SPDX-License-Identifier: Apache-2.0
+#
+# What does not fit into a row of the matrix: things that happen one after the other. Every function
+# scenario_NAME is run by run.sh, makes its own pods and removes them.
+
+EXT4=10.99.0.1 EXT6='[fd00:99::1]' POD4=10.244.0.5 POD6='[fd00:10::5]'
+
+# A pod with an app and a world, enrolled, no proxy: fresh NAME [AGENT [SETTING=VALUE...]].
+fresh() {
+	local name=$1 agent=${2:-main} pair
+	setting=()
+	for pair in "${@:3}"; do
+		setting[${pair%%=*}]=${pair#*=}
+	done
+	pod_up "$name" "$agent" && enrol "$name" && world_servers "$name" && app_servers "$name" && return
+	echo "not ok - $name: the pod is there and enrolled"
+	pod_down "$name"
+	return 1
+}
+
+# expect CLAIM WANTED COMMAND...: the output contains WANTED.
+expect() {
+	local claim=$1 wanted=$2 got
+	shift 2
+	got=$("$@" 2>&1)
+	case $got in
+	*"$wanted"*) echo "ok - $claim" ;;
+	*)
+		echo "not ok - $claim"
+		echo "#   wanted: $wanted"
+		echo "#   got: $got"
+		;;
+	esac
+}
+
+dial_as() { # NAME UID TO
+	as_pod "$1" "$2" "$2" "$PROGRAMS/dial" "$3"
+}
+
+dial_from_world() { # NAME TO
+	in_world "$1" "$PROGRAMS/dial" "$2"
+}
+
+# Until the proxy listens everything that it should see is refused; nothing reaches the app.
+expect_refusals() { # NAME WHEN
+	expect "$1: client -> pod v4 is refused $2" refused dial_from_world "$1" "$POD4:8080"
+	expect "$1: client -> pod v6 is refused $2" refused dial_from_world "$1" "$POD6:8080"
+	expect "$1: app -> external v4 is refused $2" refused dial_as "$1" 1000 "$EXT4:80"
+	expect "$1: app -> external v6 is refused $2" refused dial_as "$1" 1000 "$EXT6:80"
+	expect "$1: proxy -> own pod is refused $2" refused dial_as "$1" 1337 "$POD4:8080"
+	expect "$1: app -> resolver is refused $2" refused dial_as "$1" 1000 10.99.0.53:53
+	expect "$1: client -> excluded port is direct $2" label=app dial_from_world "$1" "$POD4:15020"
+}
+
+expect_redirection() { # NAME WHEN
+	expect "$1: client -> pod v4 reaches the proxy $2" label=inbound \
+		dial_from_world "$1" "$POD4:8080"
+	expect "$1: client -> pod v6 reaches the proxy $2" label=inbound \
+		dial_from_world "$1" "$POD6:8080"
+	expect "$1: app -> external v4 reaches the proxy $2" "label=outbound odst4=16:$EXT4:80" \
+		dial_as "$1" 1000 "$EXT4:80"
+	expect "$1: app -> external v6 reaches the proxy $2" "odst6=28:$EXT6:80" \
+		dial_as "$1" 1000 "$EXT6:80"
+	expect "$1: proxy -> own pod reaches the proxy $2" label=inbound dial_as "$1" 1337 "$POD4:8080"
+}
+
+scenario_proxy_down() {
+	local name=proxy-down shape=separate
+	fresh $name main dns=on || return
+	expect_refusals $name "before the proxy starts"
+	outbound_proxy "$name" $shape && inbound_proxy "$name" $shape
+	expect_redirection "$name" "once it listens"
+	stop_servers $name.outbound
+	stop_servers $name.inbound
+	expect_refusals $name "after it has ended"
+	outbound_proxy "$name" dual && inbound_proxy "$name" dual
+	expect_redirection "$name" "when it listens again"
+	pod_down $name
+}
+
+# A refused connect leaves nothing behind in the socket: the next one is captured just the same.
+scenario_connect_retry() {
+	local name=connect-retry line to pid in out
+	fresh $name || return
+	for to in "$EXT4:80" "$EXT6:80"; do
+		coproc RETRY { as_pod $name 1000 1000 "$PROGRAMS/dial" --again "$to"; }
+		pid=$RETRY_PID
+		exec {out}<&"${RETRY[0]}" {in}>&"${RETRY[1]}"
+		read -r line <&"$out"
+		expect "$name: $to is refused while the proxy is down" "Connection refused" echo "$line"
+		outbound_proxy "$name" separate
+		echo again >&"$in"
+		read -r line <&"$out"
+		expect "$name: the same socket then reaches the proxy" "label=outbound" echo "$line"
+		expect "$name: with its destination" ":$to" echo "${line% peer=*}"
+		exec {out}<&- {in}>&-
+		wait "$pid" 2>/dev/null
+		stop_servers $name.outbound
+	done
+	pod_down $name
+}
+
+flood_from_world() { # NAME LABEL COUNT TO...
+	in_world "$1" "$PROGRAMS/flood" --label "$2" --count "$3" --concurrency 16 "${@:4}"
+}
+
+flood_as() { # NAME UID FLOOD-ARGUMENT...
+	as_pod "$1" "$2" "$2" "$PROGRAMS/flood" "${@:3}"
+}
+
+# Two generations of a proxy listen on the same ports for a while; whichever leaves, the other one
+# gets everything: no connection is refused and none reaches the app.
+scenario_hot_restart() {
+	local name=hot-restart in=("$POD4:8080" "$POD6:8080" "$POD4:9090") round kind
+	fresh $name || return
+	for round in "old leaves" "new leaves"; do
+		for kind in inbound outbound; do
+			${kind}_proxy "$name" separate --reuseport --echo
+			servers["$name.old-$kind"]=${servers["$name.$kind"]}
+			${kind}_proxy "$name" separate --reuseport --echo
+		done
+		expect "$name: both generations serve" "ok 100" flood_from_world $name inbound 100 "${in[@]}"
+		for kind in inbound outbound; do
+			if [ "$round" = "old leaves" ]; then
+				stop_servers $name.old-$kind
+			else
+				stop_servers $name.$kind
+			fi
+		done
+		expect "$name: $round, inbound goes on" "ok 200" \
+			flood_from_world $name inbound 200 "${in[@]}"
+		expect "$name: $round, outbound goes on" "ok 200" flood_as $name 1000 --label outbound \
+			--count 200 --concurrency 16 "$EXT4:80" "$EXT6:80"
+		for kind in inbound outbound old-inbound old-outbound; do
+			[ -z "${servers[$name.$kind]:-}" ] || stop_servers $name.$kind
+		done
+		expect "$name: $round, then nobody: refused" refused dial_from_world $name "$POD4:8080"
+	done
+	pod_down $name
+}
+
+# Istio's own self-test, which its injected init container runs as the proxy.
+scenario_istio_validation() {
+	local name=istio-validation family
+	fresh $name || return
+	for family in 4 6; do
+		as_pod $name 1337 1337 "$PROGRAMS/validation" $family
+		result $? "$name: IPv$family passes in an enrolled pod"
+	done
+	pod_down $name
+	pod_up $name
+	as_pod $name 1337 1337 "$PROGRAMS/validation" 4 2>"$work/validation"
+	result $(($? != 126)) "$name: and fails with 126 in a pod that is not"
+	pod_down $name
+}
+
+# Two pods with the same address connect from the same ports at the same time: every tuple that the
+# kernel knows is there twice, and each connection must be told its own pod's destination.
+scenario_equal_tuples() {
+	local a=equal-tuples-a b=equal-tuples-b name count=400 pid
+	fresh $a || return
+	fresh $b || { pod_down $a && return; }
+	for name in $a $b; do
+		outbound_proxy "$name" separate --echo --workers 2
+		inbound_proxy "$name" separate --echo --workers 2
+	done
+	for name in outbound inbound; do
+		local uid=1000 to_a=$EXT4:80 to_b=10.99.0.2:443
+		[ $name = outbound ] || { uid=1337 to_a=127.0.0.2:80 to_b=127.0.0.3:443; }
+		flood_as $b $uid --hold --bind-from 20000 --count $count --concurrency 50 --label $name \
+			$to_b >"$work/flood-b" 2>&1 &
+		pid=$!
+		expect "equal-tuples: $name, the first pod's destinations" "ok $count" flood_as $a $uid \
+			--hold --bind-from 20000 --count $count --concurrency 50 --label $name $to_a
+		wait $pid
+		expect "equal-tuples: $name, the second pod's destinations" "ok $count" cat "$work/flood-b"
+	done
+	pod_down $a
+	pod_down $b
+}
+
+# Two agents with directories of their own; one is killed, and its pod stays redirected.
+scenario_two_agents() {
+	local first=two-agents-first second=two-agents-second
+	if [ "$ENGINE" = reference ]; then
+		echo "ok - two-agents # SKIP the reference engine has no agent"
+		return
+	fi
+	agent_up second || {
+		echo "not ok - two-agents: the second one starts"
+		return
+	}
+	fresh $first main || return
+	fresh $second second || { pod_down $first && return; }
+	for name in $first $second; do
+		outbound_proxy "$name" separate
+		inbound_proxy "$name" separate
+		expect_redirection "$name" "beside another agent"
+	done
+	agent_kill second
+	expect_redirection $second "while its agent is dead"
+	stop_servers $second.inbound
+	stop_servers $second.outbound
+	expect "$second: a proxy that ends is not bypassed while the agent is dead" refused \
+		dial_from_world $second "$POD4:8080"
+	inbound_proxy $second separate
+	outbound_proxy $second separate
+	expect_redirection $second "with a proxy that started while its agent is dead"
+	expect_redirection $first "after the other agent has died"
+	pod_down $first
+	agent_up second
+	result $? "two-agents: the killed one starts again"
+	expect_redirection $second "after its agent is back"
+	expect "$second: can be removed by the agent that is back" '"ok":true' agent_op $second del
+	rm "$work/enrolled-$second"
+	expect "$second: is then reached directly" label=app dial_from_world $second "$POD4:8080"
+	expect "$second: and reaches the world" label=world dial_as $second 1000 "$EXT4:80"
+	pod_down $second
+}
+
+# How many entries each map holds that connections could leave something in.
+connection_entries() {
+	map_entries main handovers
+}
+
+no_entry_left() {
+	[ "$ENGINE" = reference ] || [ "$(connection_entries)" = 0 ]
+}
+
+long_counts() { # sets held and total
+	held=60000 total=100000
+	[ "$SCALE" = full ] || held=3000 total=5000
+	# The kernel's NAT has one range of ports for everything that goes to 127.0.0.1:15001.
+	[ "$ENGINE" != reference ] || held=3000 total=5000
+}
+
+scenario_long_concurrent() {
+	local name=long-concurrent held total
+	long_counts
+	fresh $name || return
+	outbound_proxy "$name" separate --echo --workers 5
+	expect "$name: $held connections of one pod at the same time" "ok $held" flood_as $name 1000 \
+		--hold --workers 4 --count "$held" --concurrency 400 --label outbound \
+		"$EXT4:80" "$EXT4:443" 10.99.0.2:80 10.99.1.1:9999
+	wait_for 5 no_entry_left
+	expect "$name: no hand-over is left" 0 connection_entries_or_none
+	pod_down $name
+}
+
+scenario_long_payload() {
+	local name=long-payload held total pid
+	long_counts
+	fresh $name || return
+	outbound_proxy "$name" separate --echo --workers 2
+	inbound_proxy "$name" separate --echo --workers 2
+	in_world $name "$PROGRAMS/flood" --workers 2 --count $((total / 4)) --concurrency 100 \
+		--payload 1024 --label inbound "$POD4:8080" "$POD6:9090" >"$work/flood-in" 2>&1 &
+	pid=$!
+	expect "$name: $total connections, every byte right, none at the wrong place" "ok $total" \
+		flood_as $name 1000 --workers 4 --count "$total" --concurrency 200 --payload 1024 \
+		--label outbound "$EXT4:80" "$EXT4:443" 10.99.0.2:80 10.99.1.1:9999 "$EXT6:80"
+	wait $pid
+	expect "$name: and $((total / 4)) inbound at the same time" "ok $((total / 4))" cat "$work/flood-in"
+	wait_for 5 no_entry_left
+	expect "$name: no hand-over is left" 0 connection_entries_or_none
+	pod_down $name
+}
+
+connection_entries_or_none() {
+	if [ "$ENGINE" = reference ]; then
+		echo 0
+	else
+		connection_entries
+	fi
+}

@@ -1,0 +1,341 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# sockmeshctl, the real binary, against an agent that says what each test wants.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+# shellcheck source=test/lib/tap.sh
+. test/lib/tap.sh
+
+CTL=${BUILD_DIR:-build}/bin/sockmeshctl
+work=$(mktemp -d "${TMPDIR:-/tmp}/sockmesh-ctl.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+unset SOCKMESH_RUN_DIR SOCKMESH_OUTPUT SOCKMESH_TIMEOUT_MS
+
+# with_agent MODE ANSWER ARG...: runs sockmeshctl with ARGs against a fake agent of its own.
+# Leaves its standard output in $out, its standard error in $errors, its status in $status and
+# the request that the agent received in $request.
+with_agent() {
+	local mode=$1 answer=$2 dir agent_in agent_out line
+	shift 2
+	dir=$(mktemp -d "$work/run.XXXXXX")
+	mkfifo "$dir/stdin" "$dir/stdout"
+	"$here/fake_agent.py" "$dir" "$mode" "$answer" <"$dir/stdin" >"$dir/stdout" &
+	local pid=$!
+	exec {agent_in}>"$dir/stdin" {agent_out}<"$dir/stdout"
+	read -r -t 10 line <&"$agent_out"
+	check_equal "$line" ready "the fake agent"
+	ctl --run-dir "$dir" "$@"
+	request=$(cat "$dir/request" 2>/dev/null || true)
+	exec {agent_in}>&- {agent_out}<&-
+	wait "$pid"
+}
+
+ctl() {
+	status=0
+	out=$("$CTL" "$@" 2>"$work/errors") || status=$?
+	errors=$(cat "$work/errors")
+}
+
+json() { # TEXT EXPRESSION: what Python makes of it, with the object as `o`
+	python3 -c 'import json, sys; o = json.loads(sys.argv[1]); print(eval(sys.argv[2]))' "$1" "$2"
+}
+
+STATUS='{"v":1,"ok":true,"version":"0.1.0","engine":"ebpf","engineReason":"everything it needs is there","uptimeSeconds":3725,"pods":{"redirected":2,"skipped":1,"orphaned":0},"runDir":"/run/x","bpffsDir":"/sys/fs/bpf/x","cgroup":"/sys/fs/cgroup","mesh":"istio","counters":{"events":{"no-listener":3,"original-dst":0},"handovers":4,"limits":{}}}'
+PODS='{"v":1,"ok":true,"pods":[{"namespace":"shop","name":"web","uid":"u1","containerId":"c1","ifName":"eth0","decision":"redirect","reason":"has a sidecar","engine":"ebpf","ips":["10.0.0.2","fd00::2"],"since":"2026-01-02T03:04:05Z"},{"namespace":"default","name":"db","containerId":"c2","ifName":"eth0","decision":"skip","reason":"no sidecar","engine":"none","ips":["10.0.0.3"],"since":"2026-01-02T03:04:06Z"},{"containerId":"0123456789abcdef","ifName":"eth0","decision":"skip","reason":"not a pod","ips":[]}]}'
+POD='{"v":1,"ok":true,"pod":{"namespace":"shop","name":"web","uid":"u1","containerId":"c1","ifName":"eth0","decision":"redirect","reason":"has a sidecar","engine":"ebpf","ips":["10.0.0.2"],"netns":"/run/netns/web","cookie":"4097","cgroup":"/kubepods/web","since":"2026-01-02T03:04:05Z"},"rules":[{"name":"out-port-excluded","sentence":"the port is excluded","direction":"outbound","verdict":"pass","port":0},{"name":"out-all","sentence":"everything else","direction":"outbound","verdict":"redirect","port":15001},{"name":"in-all","sentence":"all that comes in","direction":"inbound","verdict":"redirect","port":15006}],"lists":{"outboundExcludePorts":[9090,9091],"includePrefixes":[]},"counters":{"verdicts":{"out-all":17},"events":{"dns-overflow":2}}}'
+EXPLAIN='{"v":1,"ok":true,"verdict":"redirect","port":15001,"rule":"out-all","sentence":"everything else goes to the proxy","inbound":false,"to":"[fd00::9]:443","protocol":"tcp","uid":1000,"gid":1001,"destinationIsLocal":true}'
+PROBE='{"v":1,"ok":true,"probe":{"release":"6.1.0","ebpf":true,"summary":"everything required is there","cgroup":"/sys/fs/cgroup","facilities":[{"name":"BTF","how":"h","without":"no CO-RE","required":true,"found":true,"detail":"/sys/kernel/btf/vmlinux"},{"name":"iter/tcp","how":"h","without":"old listeners are not found","required":false,"found":false,"detail":"EPERM"}],"foreign":[{"attachType":"connect4","name":"cil_sock4","cgroup":"/sys/fs/cgroup","id":7,"runsBeforeOurs":false}]}}'
+
+# ---- command line --------------------------------------------------------------------------------
+
+help_goes_to_stdout() {
+	ctl --help
+	check_equal "$status" 0 status
+	check_equal "$errors" "" stderr
+	for word in status pods "pod NAMESPACE/NAME" explain probe --run-dir SOCKMESH_RUN_DIR --timeout-ms; do
+		check_has "$out" "$word"
+	done
+	local longest
+	longest=$(printf '%s\n' "$out" | wc -L)
+	[ "$longest" -le 80 ] || { echo "a line of $longest columns"; return 1; }
+}
+
+version_is_the_projects() {
+	ctl --version
+	check_equal "$status" 0 status
+	check_equal "$out" "sockmeshctl $(cat VERSION)" version
+}
+
+usage_error() { # WANTED-MESSAGE ARG...
+	local wanted=$1
+	shift
+	ctl "$@"
+	check_equal "$status" 2 status
+	check_equal "$out" "" stdout
+	check_has "$errors" "$wanted"
+}
+
+bad_environment_names_the_variable() {
+	SOCKMESH_TIMEOUT_MS=soon usage_error SOCKMESH_TIMEOUT_MS status
+	SOCKMESH_OUTPUT=yaml usage_error SOCKMESH_OUTPUT status
+}
+
+environment_gives_way_to_the_flag() {
+	export SOCKMESH_RUN_DIR=$work/nowhere
+	with_agent text "$STATUS" status
+	check_equal "$status" 0 status
+	ctl status
+	check_equal "$status" 3 status
+	check_has "$errors" "$work/nowhere"
+}
+
+# ---- the agent is not there, or answers nonsense -------------------------------------------------
+
+no_agent_is_3() {
+	ctl --run-dir "$work/nowhere" status
+	check_equal "$status" 3 status
+	check_equal "$out" "" stdout
+	check_has "$errors" "is sockmesh-agent running"
+	ctl --run-dir "$work/nowhere" -o json probe
+	check_equal "$status" 3 status
+	check_equal "$(json "$out" '(o["v"], o["ok"], o["code"])')" "(1, False, 'unreachable')" json
+}
+
+hanging_agent_is_3_in_time() {
+	local start=$SECONDS
+	with_agent hang "" --timeout-ms 200 status
+	check_equal "$status" 3 status
+	[ $((SECONDS - start)) -le 5 ] || { echo "took $((SECONDS - start)) s"; return 1; }
+}
+
+dying_agent_is_3() {
+	with_agent close "" status
+	check_equal "$status" 3 status
+}
+
+bad_answer_is_4() { # ANSWER
+	with_agent text "$1" status
+	check_equal "$status" 4 status
+	check_equal "$out" "" stdout
+	[ -n "$errors" ]
+}
+
+refusal_is_4_with_its_message() {
+	local refusal='{"v":1,"ok":false,"code":"kernel","message":"map is gone","retry":false}'
+	with_agent text "$refusal" pods
+	check_equal "$status" 4 status
+	check_has "$errors" "map is gone"
+	with_agent text "$refusal" -o json pods
+	check_equal "$status" 4 status
+	check_equal "$(json "$out" '(o["v"], o["code"], o["message"])')" "(1, 'kernel', 'map is gone')" json
+}
+
+# ---- verbs ---------------------------------------------------------------------------------------
+
+json_is_the_whole_answer() { # ANSWER STATUS ARG...
+	local answer=$1 wanted=$2
+	shift 2
+	with_agent text "$answer" -o json "$@"
+	check_equal "$status" "$wanted" status
+	check_equal "$(printf '%s\n' "$out" | wc -l)" 1 "number of lines"
+	check_equal "$(json "$out" 'sorted(o.items(), key=str)')" \
+		"$(json "$answer" 'sorted(o.items(), key=str)')" answer
+}
+
+status_for_people() {
+	with_agent text "$STATUS" status
+	check_equal "$status" 0 status
+	check_equal "$(json "$request" '(o["v"], o["op"])')" "(1, 'status')" request
+	for word in 0.1.0 ebpf "everything it needs is there" "1h 2m" "2 redirected, 1 skipped" \
+		/run/x istio no-listener "4 under way"; do
+		check_has "$out" "$word"
+	done
+	case $out in *original-dst*) echo "shows a counter of zero"; return 1 ;; esac
+}
+
+status_without_engine_is_1() {
+	with_agent text "${STATUS/'"ebpf"'/null}" status
+	check_equal "$status" 1 status
+	check_has "$out" "none: nothing can be redirected"
+	with_agent text "${STATUS/'"ebpf"'/null}" -o json status
+	check_equal "$status" 1 status
+}
+
+pods_are_sorted_and_aligned() {
+	with_agent text "$PODS" pods
+	check_equal "$status" 0 status
+	check_equal "$(json "$request" 'o["op"]')" pods request
+	check_equal "$(printf '%s\n' "$out" | awk 'NR == 1 { print $1 } NR > 2 { print $1 }' | tr '\n' ' ')" \
+		"POD default/db shop/web " order
+	check_has "$out" "container 0123456789ab "
+	check_has "$out" "10.0.0.2, fd00::2"
+	# Every row has its decision under the heading.
+	printf '%s\n' "$out" | awk 'NR == 1 { at = index($0, "DECISION") }
+		NR > 1 && substr($0, at, 4) !~ /^(redi|skip)/ { bad = 1; print "row " NR ": " $0 }
+		END { exit bad }'
+}
+
+long_answers_come_in_parts() {
+	local answer
+	answer=$(python3 -c 'import json
+print(json.dumps({"v": 1, "ok": True, "pods": [
+    {"namespace": "n", "name": "p%04d" % i, "decision": "skip", "ips": ["10.0.0.1"]}
+    for i in range(400)]}))')
+	with_agent parts "$answer" pods
+	check_equal "$status" 0 status
+	check_equal "$(printf '%s\n' "$out" | wc -l)" 401 "number of lines"
+	check_has "$out" n/p0399
+}
+
+pod_shows_rules_in_order() {
+	with_agent text "$POD" pod shop/web
+	check_equal "$status" 0 status
+	check_equal "$(json "$request" '(o["op"], o["pod"]["namespace"], o["pod"]["name"])')" \
+		"('pod', 'shop', 'web')" request
+	for word in shop/web "has a sidecar" "to port 15001" "to port 15006" "everything else" 17 \
+		"outboundExcludePorts: 9090, 9091" dns-overflow "cookie 4097" /kubepods/web; do
+		check_has "$out" "$word"
+	done
+	case $out in *includePrefixes*) echo "shows an empty list"; return 1 ;; esac
+	printf '%s\n' "$out" | awk '/out-port-excluded/ { a = NR } /out-all/ { b = NR }
+		/in-all/ { c = NR } END { exit !(a && a < b && b < c) }'
+}
+
+unknown_pod_is_1() { # ARG...
+	with_agent text '{"v":1,"ok":false,"code":"not-found","message":"no pod a/b","retry":false}' "$@"
+	check_equal "$status" 1 status
+	check_has "$errors" "no pod a/b"
+}
+
+explain_asks_and_answers() {
+	with_agent text "$EXPLAIN" explain --pod shop/web --to '[fd00::9]:443' --uid 1000
+	check_equal "$status" 0 status
+	check_equal "$(json "$request" '(o["op"], o["pod"]["name"], o["to"], o["uid"], "gid" in o)')" \
+		"('explain', 'web', '[fd00::9]:443', 1000, False)" request
+	for word in "shop/web" "[fd00::9]:443" TCP "uid 1000, gid 1001 (assumed)" "the pod itself" "port 15001" out-all \
+		"everything else goes to the proxy"; do
+		check_has "$out" "$word"
+	done
+}
+
+explain_is_0_when_it_passes() {
+	with_agent text '{"v":1,"ok":true,"verdict":"pass","port":0,"rule":"none","sentence":"no rule"}' \
+		explain --udp --pod a/b --to 1.2.3.4:53
+	check_equal "$status" 0 status
+	check_equal "$(json "$request" '(o["to"], o["udp"])')" "('1.2.3.4:53', True)" request
+	check_has "$out" UDP
+	check_has "$out" "passes the proxy by"
+}
+
+probe_tells_found_missing_and_consequence() {
+	with_agent text "$PROBE" probe
+	check_equal "$status" 0 status
+	for word in 6.1.0 usable BTF found "old listeners are not found (EPERM)" cil_sock4 "after ours"; do
+		check_has "$out" "$word"
+	done
+	with_agent text "${PROBE/'"ebpf":true'/'"ebpf":false'}" probe
+	check_equal "$status" 1 status
+	check_has "$out" "not usable"
+}
+
+# ---- hostile text --------------------------------------------------------------------------------
+
+control_characters_are_escaped() {
+	local hostile
+	hostile='{"v":1,"ok":true,"pods":[{"namespace":"a","name":"\u001b[2Jx\r\ny","decision":"skip","reason":"t\u202eb\u009bc\\n","ips":["\u0007"]}]}'
+	with_agent text "$hostile" pods
+	check_equal "$status" 0 status
+	check_has "$out" 'a/\x1b[2Jx\x0d\x0ay'
+	# shellcheck disable=SC1003
+	check_has "$out" 't\u202eb\u009bc\\n'
+	check_equal "$(printf '%s\n' "$out" | wc -l)" 2 "number of lines"
+	check_equal "$(printf '%s' "$out" | LC_ALL=C tr -d '\n -~' | wc -c)" 0 "control characters"
+}
+
+hostile_refusal_is_escaped() {
+	with_agent text '{"v":1,"ok":false,"code":"kernel","message":"a\u001b]0;x\u0007b","retry":false}' pods
+	check_equal "$status" 4 status
+	check_has "$errors" 'a\x1b]0;x\x07b'
+}
+
+no_colour_without_a_terminal() {
+	with_agent text "$STATUS" status
+	case $out in *$'\033'*) return 1 ;; esac
+}
+
+colour_on_a_terminal_unless_unwanted() {
+	local dir plain painted
+	dir=$(mktemp -d "$work/run.XXXXXX")
+	mkfifo "$dir/stdin" "$dir/stdout"
+	"$here/fake_agent.py" "$dir" text "$STATUS" <"$dir/stdin" >"$dir/stdout" &
+	local pid=$! fd_in fd_out line
+	exec {fd_in}>"$dir/stdin" {fd_out}<"$dir/stdout"
+	read -r -t 10 line <&"$fd_out"
+	check_equal "$line" ready "the fake agent"
+	painted=$(env -u NO_COLOR script -qec "$CTL --run-dir $dir status" /dev/null)
+	plain=$(NO_COLOR=1 script -qec "$CTL --run-dir $dir status" /dev/null)
+	exec {fd_in}>&- {fd_out}<&-
+	wait "$pid"
+	check_has "$painted" $'\033[32mebpf\033[0m'
+	case $plain in *$'\033'*) echo "NO_COLOR is ignored"; return 1 ;; esac
+}
+
+write_errors_are_not_silent() {
+	local dir status=0
+	dir=$(mktemp -d "$work/run.XXXXXX")
+	"$CTL" --help >/dev/full 2>"$dir/errors" || status=$?
+	check_equal "$status" 4 status
+	check_has "$(cat "$dir/errors")" "No space left"
+}
+
+# --------------------------------------------------------------------------------------------------
+
+tap_test "--help goes to standard output, in 80 columns" help_goes_to_stdout
+tap_test "--version is the project's" version_is_the_projects
+tap_test "usage: no command" usage_error "no command"
+tap_test "usage: unknown command is named" usage_error '"frobnicate"' frobnicate
+tap_test "usage: unknown long option is named" usage_error "--frob" status --frob
+tap_test "usage: unknown short option is named" usage_error "-x" status -x
+tap_test "usage: option without its value" usage_error "--run-dir needs a value" status --run-dir
+tap_test "usage: output format is named" usage_error '"yaml"' -o yaml status
+tap_test "usage: timeout of zero" usage_error '--timeout-ms "0"' --timeout-ms 0 status
+tap_test "usage: surplus argument is named" usage_error '"extra"' status extra
+tap_test "usage: pod without a name" usage_error "needs NAMESPACE/NAME" pod
+tap_test "usage: pod without a namespace" usage_error '"web"' pod web
+tap_test "usage: pod with two slashes" usage_error '"a/b/c"' pod a/b/c
+tap_test "usage: explain without --to" usage_error "--to ADDR:PORT" explain --pod a/b
+tap_test "usage: explain to a name" usage_error "--to" explain --pod a/b --to example.com:80
+tap_test "usage: explain without a port" usage_error "--to" explain --pod a/b --to 1.2.3.4
+tap_test "usage: uid that is no uid" usage_error '--uid "4294967295"' explain --uid 4294967295
+tap_test "usage: --uid does not go with status" usage_error "--uid does not go with status" status --uid 1
+tap_test "a bad environment variable is named" bad_environment_names_the_variable
+tap_test "the environment gives way to the flag" environment_gives_way_to_the_flag
+tap_test "no agent: 3, with what to look at" no_agent_is_3
+tap_test "an agent that hangs: 3, in time" hanging_agent_is_3_in_time
+tap_test "an agent that dies: 3" dying_agent_is_3
+tap_test "an answer that is no JSON: 4" bad_answer_is_4 "not json"
+tap_test "an answer that is no object: 4" bad_answer_is_4 "[1]"
+tap_test "an answer that is neither yes nor no: 4" bad_answer_is_4 '{"v":1}'
+tap_test "a refusal: 4, with its message" refusal_is_4_with_its_message
+tap_test "status for people" status_for_people
+tap_test "status as JSON" json_is_the_whole_answer "$STATUS" 0 status
+tap_test "status without an engine: 1" status_without_engine_is_1
+tap_test "pods sorted and aligned" pods_are_sorted_and_aligned
+tap_test "pods as JSON" json_is_the_whole_answer "$PODS" 0 pods
+tap_test "a long answer comes in parts" long_answers_come_in_parts
+tap_test "pod shows its rules in order" pod_shows_rules_in_order
+tap_test "pod as JSON" json_is_the_whole_answer "$POD" 0 pod shop/web
+tap_test "pod that is not there: 1" unknown_pod_is_1 pod a/b
+tap_test "explain asks and answers" explain_asks_and_answers
+tap_test "explain is 0 whatever the verdict" explain_is_0_when_it_passes
+tap_test "explain as JSON" json_is_the_whole_answer "$EXPLAIN" 0 explain --pod a/b --to 1.2.3.4:80
+tap_test "explain of a pod that is not there: 1" unknown_pod_is_1 explain --pod a/b --to 1.2.3.4:80
+tap_test "probe tells found, missing and the consequence" probe_tells_found_missing_and_consequence
+tap_test "probe as JSON" json_is_the_whole_answer "$PROBE" 0 probe
+tap_test "control characters from pods are escaped" control_characters_are_escaped
+tap_test "control characters of a refusal are escaped" hostile_refusal_is_escaped
+tap_test "no colour without a terminal" no_colour_without_a_terminal
+tap_test "colour on a terminal, not with NO_COLOR" colour_on_a_terminal_unless_unwanted
+tap_test "a failed write is not silent" write_errors_are_not_silent
+tap_done

@@ -1,0 +1,227 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Real proxies as sidecars: their configuration, starting and stopping. Both are plain: HTTP in on
+# 15001 and 15006, on to the original destination, the inbound side from 127.0.0.6 or ::6 as
+# Istio's. What each saw is in response headers and in an access log with lines
+#
+#	outbound|inbound client=ADDR original=ADDR upstream=ADDR status=N
+#
+# Needs node.sh, download.sh and pod.sh.
+#
+# shellcheck disable=SC2034,SC2153 # variables are for and from the scripts that source this
+
+PROXY_KIND=''	 # envoy or haproxy
+PROXY_PROGRAM='' # a copy that every user may run, whatever the modes above our own tree
+declare -A PROXY_PID=()
+
+# Takes the proxy that can be had. Sets PROXY_WHY when it is not Envoy.
+proxy_choose() { # envoy|haproxy|any
+	local program
+	PROXY_WHY=''
+	PROXY_KIND=$1
+	if [ "$1" != haproxy ]; then
+		PROXY_KIND=envoy
+		if program=$(envoy_fetch 2>"$NODE_DIR/envoy-fetch.log"); then
+			PROXY_PROGRAM=$NODE_DIR/envoy
+			[ -e "$PROXY_PROGRAM" ] || cp "$program" "$PROXY_PROGRAM"
+			return 0
+		fi
+		PROXY_WHY="Envoy could not be had ($(tail -n 1 "$NODE_DIR/envoy-fetch.log"))"
+		[ "$1" = any ] || return 1
+		PROXY_KIND=haproxy
+	fi
+	PROXY_PROGRAM=$(command -v haproxy) || die "no proxy: neither Envoy nor HAProxy"
+}
+
+proxy_dir() { # POD
+	echo "$NODE_DIR/proxy-$1"
+}
+
+proxy_access_log() { # POD
+	echo "$(proxy_dir "$1")/access.log"
+}
+
+# ---- Envoy -------------------------------------------------------------------------------------
+
+# One HTTP filter chain to CLUSTER, as JSON. Headers say to the client who saw what.
+envoy_chain() { # POD DIRECTION CLUSTER MATCH-JSON
+	jq -nc --arg pod "$1" --arg direction "$2" --arg cluster "$3" --argjson match "$4" \
+		--arg log "$(proxy_access_log "$1")" '{
+		filter_chain_match: $match,
+		filters: [{
+			name: "envoy.filters.network.http_connection_manager",
+			typed_config: {
+				"@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+				stat_prefix: $direction,
+				server_header_transformation: "PASS_THROUGH",
+				generate_request_id: false,
+				http_filters: [{
+					name: "envoy.filters.http.router",
+					typed_config: {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
+				}],
+				route_config: {
+					response_headers_to_add: [{
+						header: {key: ("x-" + $direction + "-sidecar"),
+							 value: ($pod + "; original destination %DOWNSTREAM_LOCAL_ADDRESS%")}
+					}],
+					virtual_hosts: [{
+						name: "any", domains: ["*"],
+						routes: [{match: {prefix: "/"}, route: {cluster: $cluster, timeout: "0s"}}]
+					}]
+				},
+				access_log: [{
+					name: "envoy.access_loggers.file",
+					typed_config: {
+						"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+						path: $log,
+						log_format: {text_format_source: {inline_string: (
+							$direction + " client=%DOWNSTREAM_REMOTE_ADDRESS%"
+							+ " original=%DOWNSTREAM_LOCAL_ADDRESS%"
+							+ " upstream=%UPSTREAM_HOST% status=%RESPONSE_CODE%\n")}}
+					}
+				}]
+			}
+		}]
+	}'
+}
+
+envoy_listener() { # NAME PORT CHAIN-JSON...
+	local name=$1 port=$2
+	shift 2
+	jq -nc --arg name "$name" --argjson port "$port" '{
+		name: $name,
+		address: {socket_address: {address: "::", ipv4_compat: true, port_value: $port}},
+		listener_filters: [{
+			name: "envoy.filters.listener.original_dst",
+			typed_config: {"@type": "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"}
+		}],
+		filter_chains: $ARGS.positional
+	}' --jsonargs "$@"
+}
+
+envoy_cluster() { # NAME [SOURCE-ADDRESS]
+	jq -nc --arg name "$1" --arg source "${2:-}" '{
+		name: $name, type: "ORIGINAL_DST", lb_policy: "CLUSTER_PROVIDED", connect_timeout: "5s"
+	} + if $source == "" then {}
+	    else {upstream_bind_config: {source_address: {address: $source, port_value: 0}}} end'
+}
+
+# The listener is `::` with IPv4 beside it; the two inbound chains differ in the source address.
+envoy_config() { # POD FILE
+	local outbound inbound
+	outbound=$(envoy_listener outbound 15001 "$(envoy_chain "$1" outbound original '{}')")
+	inbound=$(envoy_listener inbound 15006 \
+		"$(envoy_chain "$1" inbound app-ipv4 \
+			'{"prefix_ranges":[{"address_prefix":"0.0.0.0","prefix_len":0}]}')" \
+		"$(envoy_chain "$1" inbound app-ipv6 \
+			'{"prefix_ranges":[{"address_prefix":"::","prefix_len":0}]}')")
+	jq -n '{static_resources: {listeners: $ARGS.positional[0:2], clusters: $ARGS.positional[2:]}}' \
+		--jsonargs "$outbound" "$inbound" "$(envoy_cluster original)" \
+		"$(envoy_cluster app-ipv4 127.0.0.6)" "$(envoy_cluster app-ipv6 ::6)" >"$2"
+}
+
+# ---- HAProxy -----------------------------------------------------------------------------------
+
+# HAProxy asks SO_ORIGINAL_DST of IPv4 listeners only (tcp_get_dst() in its proto_tcp.c), so its
+# outbound side is IPv4. Inbound by sk_lookup needs no question: the accepted socket's own address
+# is the original destination, so there both families work.
+haproxy_config() { # POD FILE [BIND-OPTIONS]
+	local pod=$1 dir
+	dir=$(proxy_dir "$pod")
+	cat >"$2" <<-END
+		global
+		    log stdout format raw local0
+		    stats socket $dir/stats.sock mode 600 level admin expose-fd listeners
+		    hard-stop-after 5s
+		defaults
+		    mode http
+		    log global
+		    timeout connect 5s
+		    timeout client 30s
+		    timeout server 30s
+		frontend outbound
+		    bind 0.0.0.0:15001
+		    log-format "outbound client=%ci:%cp original=%[dst]:%[dst_port] upstream=%si:%sp status=%ST"
+		    http-response set-header x-outbound-sidecar "$pod; original destination %[dst]:%[dst_port]"
+		    default_backend original
+		frontend inbound-ipv4
+		    bind 0.0.0.0:15006
+		    log-format "inbound client=%ci:%cp original=%[dst]:%[dst_port] upstream=%si:%sp status=%ST"
+		    http-response set-header x-inbound-sidecar "$pod; original destination %[dst]:%[dst_port]"
+		    default_backend app-ipv4
+		frontend inbound-ipv6
+		    bind :::15006 v6only
+		    log-format "inbound client=[%ci]:%cp original=[%[dst]]:%[dst_port] upstream=[%si]:%sp status=%ST"
+		    http-response set-header x-inbound-sidecar "$pod; original destination [%[dst]]:%[dst_port]"
+		    default_backend app-ipv6
+		backend original
+		    server original 0.0.0.0:0
+		backend app-ipv4
+		    server app 0.0.0.0:0 source 127.0.0.6
+		backend app-ipv6
+		    server app [::]:0 source [::6]:0
+	END
+}
+
+# ---- both --------------------------------------------------------------------------------------
+
+proxy_start() { # POD
+	local pod=$1 dir
+	dir=$(proxy_dir "$pod")
+	mkdir -p "$dir"
+	# A new log: HAProxy takes O_APPEND off and would write over what is there.
+	: >"$dir/access.log"
+	if [ "$PROXY_KIND" = envoy ]; then
+		envoy_config "$pod" "$dir/envoy.json"
+		chown -R "$PROXY_UID:$PROXY_UID" "$dir"
+		pod_run "$pod" istio-proxy "$PROXY_UID" "$PROXY_PROGRAM" --config-path "$dir/envoy.json" \
+			--disable-hot-restart --concurrency 1 --log-level warning \
+			--file-flush-interval-msec 20 >>"$dir/proxy.log" 2>&1 </dev/null &
+	else
+		haproxy_config "$pod" "$dir/haproxy.cfg"
+		chown -R "$PROXY_UID:$PROXY_UID" "$dir"
+		pod_run "$pod" istio-proxy "$PROXY_UID" "$PROXY_PROGRAM" -W -f "$dir/haproxy.cfg" \
+			>>"$dir/access.log" 2>>"$dir/proxy.log" </dev/null &
+	fi
+	PROXY_PID[$pod]=$!
+	if ! wait_for 30 proxy_settled "$pod" || ! proxy_ready "$pod"; then
+		echo "$PROXY_KIND in pod $pod does not listen; its log:" >&2
+		tail -n 20 "$dir/proxy.log" >&2
+		return 1
+	fi
+}
+
+proxy_settled() { # POD: it listens, or has given up
+	! kill -0 "${PROXY_PID[$1]}" || proxy_ready "$1"
+}
+
+proxy_ready() { # POD
+	pod_listens "$1" 15001 && pod_listens "$1" 15006
+}
+
+proxy_procs() { # POD: the file with all its processes; HAProxy has workers too
+	echo "$(pod_cgroup_dir "$1")/istio-proxy/cgroup.procs"
+}
+
+# The first of its processes, when it was started in a subshell.
+proxy_find() { # POD
+	PROXY_PID[$1]=$(sort -n "$(proxy_procs "$1")" | head -n 1)
+}
+
+proxy_kill() { # POD
+	local procs
+	procs=$(proxy_procs "$1")
+	xargs -r kill -KILL <"$procs"
+	wait "${PROXY_PID[$1]}" 2>/dev/null || true
+	wait_for 10 check_empty_file "$procs"
+}
+
+check_empty_file() {
+	[ -z "$(cat "$1")" ]
+}
+
+# The newest line of one direction.
+proxy_last() { # POD DIRECTION
+	grep "^$2 " "$(proxy_access_log "$1")" | tail -n 1
+}

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "options.h"
+
+#include "error.h"
+#include "test.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* Flags and environment as one list: "--x" begins a flag, "NAME=VALUE" is a variable. */
+static int parse(const char *const *words, struct options *ret, struct error *err)
+{
+	char *argv[16] = {(char *)"sockmesh-agent"}, *environment[16] = {NULL};
+	int argc = 1, n = 0;
+
+	for (; *words; words++) {
+		if (!strncmp(*words, "SOCKMESH_", 9))
+			environment[n++] = (char *)*words;
+		else
+			argv[argc++] = (char *)*words;
+	}
+	return options_parse(argc, argv, environment, ret, err);
+}
+
+#define WORDS(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+static const char *write_config(const char *text, char path[static 64])
+{
+	int fd;
+
+	strcpy(path, "/tmp/options_test.XXXXXX");
+	fd = mkstemp(path);
+	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
+		return NULL;
+	close(fd);
+	return path;
+}
+
+TEST(defaults_are_the_documented_ones)
+{
+	struct options o;
+	struct error err = {0};
+
+	CHECK(!parse(WORDS(NULL), &o, &err));
+	CHECK_EQ(o.action, ACTION_RUN);
+	CHECK_STR(o.run_dir, "/run/sockmesh");
+	CHECK_STR(o.redirect.bpffs_dir, "/sys/fs/bpf/sockmesh");
+	CHECK(!o.redirect.cgroup_root && !o.cgroup_root_given);
+	CHECK_EQ(o.redirect.mode, REDIRECT_AUTO);
+	CHECK_EQ(o.redirect.max_pods, 1024);
+	CHECK_EQ(o.redirect.max_handovers, 262144);
+	CHECK_EQ(o.redirect.max_handovers_per_pod, 65536);
+	CHECK_EQ(o.redirect.max_rule_entries, 1000000);
+	CHECK_STR(o.policy.mesh.name, "istio");
+	CHECK_EQ(o.policy.mesh.outbound_port, 15001);
+	CHECK(o.policy.capture_ipv6);
+	CHECK_EQ(o.policy.loopback4.length, 128);
+	CHECK_STR(o.policy.exclude_namespaces[0], "kube-system");
+	CHECK(!o.policy.exclude_namespaces[1] && !o.policy.own_pods[0]);
+	CHECK_EQ(o.log_level, LOG_INFO);
+	options_done(&o);
+	return TEST_OK;
+}
+
+TEST(a_flag_beats_the_environment_beats_the_file_beats_the_default)
+{
+	struct options o;
+	struct error err = {0};
+	char path[64];
+
+	CHECK(write_config("{\"run-dir\":\"/file\",\"bpffs-dir\":\"/file\",\"max-pods\":7,"
+			   "\"capture-ipv6\":false,\"own-pods\":[\"a/b\",\"c/d-\"]}",
+			   path));
+	CHECK(!parse(WORDS("--config", path, "--run-dir=/flag", "SOCKMESH_RUN_DIR=/environment",
+			   "SOCKMESH_BPFFS_DIR=/environment", "SOCKMESH_MESH="),
+		     &o, &err));
+	CHECK_STR(o.run_dir, "/flag");
+	CHECK_EQ(o.source[OPTION_RUN_DIR], SOURCE_FLAG);
+	CHECK_STR(o.redirect.bpffs_dir, "/environment");
+	CHECK_EQ(o.source[OPTION_BPFFS_DIR], SOURCE_ENVIRONMENT);
+	CHECK_EQ(o.redirect.max_pods, 7);
+	CHECK_EQ(o.source[OPTION_MAX_PODS], SOURCE_FILE);
+	CHECK(!o.policy.capture_ipv6);
+	CHECK_STR(o.policy.own_pods[0], "a/b");
+	CHECK_STR(o.policy.own_pods[1], "c/d-");
+	CHECK_EQ(o.source[OPTION_MESH], SOURCE_DEFAULT); /* empty is not set */
+	options_done(&o);
+	CHECK(!parse(WORDS("SOCKMESH_CONFIG=/nonexistent", "--config", path), &o, &err));
+	options_done(&o);
+	unlink(path);
+	CHECK_EQ(parse(WORDS("--config", path), &o, &err), -ENOENT);
+	CHECK_HAS(err.text, path);
+	return TEST_OK;
+}
+
+TEST(wrong_flags_and_variables_are_named)
+{
+	static const struct {
+		const char *words[8], *named;
+	} cases[] = {
+		{{"--no-such"}, "--no-such"},
+		{{"--no-such=1"}, "--no-such"},
+		{{"--run-di", "/x"}, "--run-di"},
+		{{"stray"}, "stray"},
+		{{"--run-dir"}, "--run-dir needs a value"},
+		{{"--config"}, "--config needs a value"},
+		{{"--uninstall=yes"}, "--uninstall takes no value"},
+		{{"--mode", "fast"}, "--mode"},
+		{{"--mode", "nftables"}, "not built yet"},
+		{{"--mode", "iptables"}, "not built yet"},
+		{{"--install-cni", "yes"}, "not built yet"},
+		{{"--proxy-identity", "cgroup"}, "not built yet"},
+		{{"--install-cni", "maybe"}, "yes or no"},
+		{{"SOCKMESH_MODE=nftables"}, "SOCKMESH_MODE"},
+		{{"SOCKMESH_MAX_PODS=0"}, "SOCKMESH_MAX_PODS"},
+		{{"--max-pods", "-1"}, "--max-pods"},
+		{{"--max-pods", "1e3"}, "--max-pods"},
+		{{"--max-pods", "99999999999999999999"}, "--max-pods"},
+		{{"--max-pods", ""}, "--max-pods"},
+		{{"--max-handovers", "10", "--max-handovers-per-pod", "11"}, "per-pod"},
+		{{"--run-dir", "relative"}, "absolute"},
+		{{"--run-dir", ""}, "absolute"},
+		{{"--run-dir", "/123456789012345678901234567890123456789012345678901234567890"
+			       "123456789012345678901234567890123456789012345678901234567890"},
+		 "too long"},
+		{{"--loopback-cidr", "127.0.0.0/33"}, "--loopback-cidr"},
+		{{"--loopback-cidr", "::1/128"}, "IPv4"},
+		{{"--metrics-address", "9090"}, "HOST:PORT"},
+		{{"--metrics-address", ":70000"}, "port"},
+		{{"--own-pods", "web"}, "NAMESPACE/NAME-PREFIX"},
+		{{"--own-pods", "a/b/c"}, "NAMESPACE/NAME-PREFIX"},
+		{{"--exclude-namespaces", "a,,b"}, "empty element"},
+		{{"--exclude-namespaces", "a,"}, "empty element"},
+		{{"--log-level", "loud"}, "--log-level"},
+		{{"--proxy-uid", "7"}, "only with --mesh custom"},
+		{{"--mesh", "custom"}, "needs --outbound-port"},
+		{{"--mesh", "custom", "--outbound-port", "1", "--inbound-port", "2"},
+		 "needs --proxy-uid"},
+		{{"--mesh", "custom", "--outbound-port=1", "--inbound-port=1", "--proxy-uid=3"},
+		 "the same as --outbound-port"},
+		{{"--mesh", "consul"}, "istio|linkerd"},
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct options o;
+		struct error err = {0};
+		int r = parse(cases[i].words, &o, &err);
+
+		if (r != -EINVAL)
+			printf("# case %zu, %s\n", i, cases[i].words[0]);
+		CHECK_EQ(r, -EINVAL);
+		CHECK_HAS(err.text, cases[i].named);
+	}
+	return TEST_OK;
+}
+
+TEST(wrong_files_are_refused_by_file_and_key)
+{
+	static const struct {
+		const char *text, *named;
+	} cases[] = {
+		{"", ""},
+		{"[]", "not a JSON object"},
+		{"{\"run_dir\":\"/x\"}", "unknown key \"run_dir\""},
+		{"{\"config\":\"/x\"}", "unknown key \"config\""},
+		{"{\"uninstall\":true}", "unknown key \"uninstall\""},
+		{"{\"run-dir\":7}", "run-dir must be a string"},
+		{"{\"run-dir\":null}", "run-dir must be a string"},
+		{"{\"run-dir\":\"/a\\u0000b\"}", "u0000"},
+		{"{\"max-pods\":\"7\"}", "max-pods must be a whole number"},
+		{"{\"max-pods\":7.5}", "max-pods must be a whole number"},
+		{"{\"max-pods\":-7}", "max-pods"},
+		{"{\"capture-ipv6\":\"yes\"}", "capture-ipv6 must be true or false"},
+		{"{\"own-pods\":\"a/b\"}", "own-pods must be an array"},
+		{"{\"own-pods\":[1]}", "own-pods[0]"},
+		{"{\"own-pods\":[\"a/b\",\"\"]}", "own-pods[1]"},
+		{"{\"own-pods\":[\"a/b,c/d\"]}", "own-pods[0]"},
+		{"{\"mode\":\"iptables\"}", "not built yet"},
+		{"{\"run-dir\":\"/a\",\"run-dir\":\"/b\"}", "run-dir"},
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct options o;
+		struct error err = {0};
+		char path[64];
+
+		CHECK(write_config(cases[i].text, path));
+		CHECK_EQ(parse(WORDS("--config", path), &o, &err), -EINVAL);
+		CHECK_HAS(err.text, cases[i].named);
+		CHECK_HAS(err.text, path);
+		unlink(path);
+	}
+	return TEST_OK;
+}
+
+TEST(a_custom_mesh_takes_its_ports_and_ids)
+{
+	struct options o;
+	struct error err = {0};
+
+	CHECK(!parse(WORDS("--mesh", "custom", "--outbound-port", "4140", "--inbound-port", "4143",
+			   "--proxy-uid", "2102", "SOCKMESH_DNS_PORT=53"),
+		     &o, &err));
+	CHECK_EQ(o.policy.mesh.outbound_port, 4140);
+	CHECK_EQ(o.policy.mesh.inbound_port, 4143);
+	CHECK_EQ(o.policy.mesh.dns_port, 53);
+	CHECK_EQ(o.policy.mesh.proxy_uid, 2102);
+	CHECK_EQ(o.policy.mesh.proxy_gid, 2102);
+	options_done(&o);
+	return TEST_OK;
+}
+
+TEST(help_and_version_answer_beside_anything)
+{
+	struct options o;
+	struct error err = {0};
+
+	CHECK(!parse(WORDS("--no-such", "--help"), &o, &err));
+	CHECK_EQ(o.action, ACTION_HELP);
+	options_done(&o);
+	CHECK(!parse(WORDS("--mode", "nftables", "--version", "--uninstall"), &o, &err));
+	CHECK_EQ(o.action, ACTION_VERSION);
+	options_done(&o);
+	CHECK(!parse(WORDS("-h"), &o, &err));
+	CHECK_EQ(o.action, ACTION_HELP);
+	options_done(&o);
+	CHECK(!parse(WORDS("--uninstall"), &o, &err));
+	CHECK_EQ(o.action, ACTION_UNINSTALL);
+	options_done(&o);
+	return TEST_OK;
+}
+
+static int n_without_effect;
+
+static void count_without_effect(const char *name, const char *sentence)
+{
+	n_without_effect += *name && *sentence;
+}
+
+TEST(what_has_no_effect_yet_is_told_when_it_is_given)
+{
+	struct options o;
+	struct error err = {0};
+
+	n_without_effect = 0;
+	CHECK(!parse(WORDS(NULL), &o, &err));
+	options_without_effect(&o, count_without_effect);
+	CHECK_EQ(n_without_effect, 0);
+	options_done(&o);
+	CHECK(!parse(WORDS("--accelerate", "full", "--metrics-address", "127.0.0.1:9090",
+			   "--ztunnel-socket", "/x", "--run-dir", "/y"),
+		     &o, &err));
+	options_without_effect(&o, count_without_effect);
+	CHECK_EQ(n_without_effect, 3);
+	options_done(&o);
+	return TEST_OK;
+}
+
+TEST(help_and_dump_name_every_option)
+{
+	static const char *const names[] = {
+		"mode",
+		"accelerate",
+		"mesh",
+		"run-dir",
+		"bpffs-dir",
+		"cgroup-root",
+		"kubernetes",
+		"kubeconfig",
+		"node-name",
+		"ztunnel-socket",
+		"cni-conf-dir",
+		"cni-bin-dir",
+		"install-cni",
+		"metrics-address",
+		"log-format",
+		"kubelet-cgroup",
+		"exclude-namespaces",
+		"own-pods",
+		"proxy-identity",
+		"capture-ipv6",
+		"ambient-dns-capture",
+		"without-ztunnel",
+		"enrol-existing",
+	};
+	char *help = NULL, *dump = NULL;
+	size_t help_size, dump_size;
+	FILE *help_file = open_memstream(&help, &help_size);
+	FILE *dump_file = open_memstream(&dump, &dump_size);
+	struct options o;
+	struct error err = {0};
+
+	CHECK(!parse(WORDS("SOCKMESH_NODE_NAME=n1"), &o, &err));
+	options_print_help(help_file);
+	options_print_dump(&o, dump_file);
+	fclose(help_file);
+	fclose(dump_file);
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		char text[64];
+
+		snprintf(text, sizeof(text), "\n  --%s ", names[i]);
+		CHECK_HAS(help, text);
+		snprintf(text, sizeof(text), "%s=", names[i]);
+		CHECK_HAS(dump, text);
+	}
+	CHECK_HAS(dump, "node-name=n1\t# environment SOCKMESH_NODE_NAME\n");
+	CHECK_HAS(dump, "run-dir=/run/sockmesh\t# default\n");
+	CHECK_HAS(help, "--dump-config");
+	free(help);
+	free(dump);
+	options_done(&o);
+	return TEST_OK;
+}
