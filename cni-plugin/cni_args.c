@@ -143,7 +143,7 @@ static char lower_case(char c)
 	return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c;
 }
 
-/* In any case; strncasecmp() alone would make the static binary 20 KB larger. */
+/* ASCII, in any case. */
 static bool value_is(const struct pair *pair, const char *word)
 {
 	for (size_t i = 0; i < pair->value_size; i++)

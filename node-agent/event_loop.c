@@ -47,10 +47,10 @@ static void list_take(struct event_source *source)
 
 static void free_all(struct event_source **head)
 {
-	while (*head) {
-		struct event_source *source = *head;
+	struct event_source *source = *head, *next;
 
-		list_take(source);
+	for (*head = NULL; source; source = next) {
+		next = source->next;
 		if (source->is_timer)
 			scoped_close(&source->fd);
 		free(source);

@@ -111,9 +111,9 @@ static void raise_descriptor_limit(void)
  */
 static int drop_capabilities(struct error *err)
 {
-	static const unsigned needed[] = {CAP_NET_ADMIN,   CAP_BPF,	   CAP_PERFMON,
-					  CAP_SYS_ADMIN,   CAP_SYS_PTRACE, CAP_SYS_RESOURCE,
-					  CAP_DAC_OVERRIDE};
+	static const unsigned needed[] = {CAP_NET_ADMIN,    CAP_NET_BROADCAST, CAP_BPF,
+					  CAP_PERFMON,	    CAP_SYS_ADMIN,     CAP_SYS_PTRACE,
+					  CAP_SYS_RESOURCE, CAP_DAC_OVERRIDE};
 	bool have[sizeof(needed) / sizeof(needed[0])];
 
 	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++)
@@ -194,6 +194,16 @@ static void warn_what_is_not_built(const struct options *options)
 
 /* ---- life ----------------------------------------------------------------------------------- */
 
+/* For the engine, which keeps no descriptor of a pod's namespace. */
+static int reopen_netns(void *arg, uint64_t cookie, int *ret_fd, struct error *err)
+{
+	const struct agent *agent = arg;
+
+	if (!agent->registration)
+		return error_set(err, ENOENT, "no pod is registered yet");
+	return registration_reopen_netns(agent->registration, cookie, ret_fd, err);
+}
+
 static int start(struct agent *agent, struct error *err)
 {
 	const struct options *options = &agent->options;
@@ -205,7 +215,11 @@ static int start(struct agent *agent, struct error *err)
 						   .peer_timeout_ms = PEER_TIMEOUT_MS};
 	struct registration_config with_engine = registration;
 	struct timespec now;
-	int r = redirect_open(&options->redirect, agent->loop, &agent->redirect, err);
+	int r;
+
+	agent->options.redirect.open_netns = reopen_netns;
+	agent->options.redirect.open_netns_arg = agent;
+	r = redirect_open(&options->redirect, agent->loop, &agent->redirect, err);
 
 	if (r)
 		return r;

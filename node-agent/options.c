@@ -332,15 +332,17 @@ static int value_error(const struct options *options, enum option_id id, const c
 static int set_value(struct options *options, enum option_id id, enum option_source source,
 		     char *text, struct error *err)
 {
-	if (!text)
-		return error_set(err, ENOMEM, "option %s", specs[id].name);
+	if (!text) {
+		error_set(err, ENOMEM, "option %s", specs[id].name);
+		return -ENOMEM;
+	}
 	if (options->text[id] && options->source[id] > source) {
 		free(text);
 		return 0;
 	}
 	free(options->text[id]);
 	options->text[id] = text;
-	options->source[id] = source;
+	options->source[id] = source; /* NOLINT(clang-analyzer-unix.Malloc): options owns text */
 	return 0;
 }
 

@@ -344,8 +344,10 @@ void agent_server_close(struct agent_server *server)
 {
 	if (!server)
 		return;
-	while (server->peers)
-		peer_free(server->peers);
+	for (struct peer *peer = server->peers, *next; peer; peer = next) {
+		next = peer->next;
+		peer_free(peer);
+	}
 	event_loop_remove(server->timer);
 	event_loop_remove(server->listen_source);
 	if (server->listen_fd >= 0) {

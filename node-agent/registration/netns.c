@@ -232,12 +232,26 @@ close_ready:
 	return r;
 }
 
+static int map_each(const char *map, const uint32_t *ids, size_t n, bool groups, uint32_t *ret,
+		    struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < n; i++) {
+		r = map_id(map, ids[i], &ret[i]);
+		if (r)
+			error_set(err, -r, "%s %u has no mapping in the pod's user namespace",
+				  groups ? "gid" : "uid", ids[i]);
+	}
+	return r;
+}
+
 int netns_map_ids(int fd, const uint32_t *ids, size_t n, bool groups, uint32_t *ret,
 		  struct error *err)
 {
 	enum { ID_MAP_MAX = 340 * 36 }; /* the kernel's limit of lines, each of three columns */
 	scoped_fd int userns = ioctl(fd, NS_GET_USERNS);
-	scoped_free char *map = NULL;
+	char *map;
 	int r;
 
 	if (userns < 0)
@@ -250,11 +264,8 @@ int netns_map_ids(int fd, const uint32_t *ids, size_t n, bool groups, uint32_t *
 	if (!map)
 		return error_set(err, ENOMEM, "id map");
 	r = read_userns_map(userns, groups, map, ID_MAP_MAX, err);
-	for (size_t i = 0; !r && i < n; i++) {
-		r = map_id(map, ids[i], &ret[i]);
-		if (r)
-			error_set(err, -r, "%s %u has no mapping in the pod's user namespace",
-				  groups ? "gid" : "uid", ids[i]);
-	}
+	if (!r)
+		r = map_each(map, ids, n, groups, ret, err);
+	free(map);
 	return r;
 }

@@ -41,7 +41,7 @@ static int append(char **text, size_t *used, size_t *size, const char *part, str
 int registration_save(const struct registration *reg, const struct pod *except,
 		      const struct pod *extra, struct error *err)
 {
-	scoped_free char *text = NULL;
+	char *text = NULL;
 	size_t used = 0, size = 0, n = pod_table_count(reg->table), written = 0;
 	int r = append(&text, &used, &size, "{\"v\":1,\"pods\":[", err);
 
@@ -56,7 +56,10 @@ int registration_save(const struct registration *reg, const struct pod *except,
 	}
 	if (!r)
 		r = append(&text, &used, &size, "\n]}\n", err);
-	return r ? r : write_file_atomic(reg->state_path, text, used, 0600, err);
+	if (!r)
+		r = write_file_atomic(reg->state_path, text, used, 0600, err);
+	free(text);
+	return r;
 }
 
 /* ---- namespaces and plans ------------------------------------------------------------------- */
@@ -72,6 +75,19 @@ int registration_open_netns(const struct pod *pod)
 	if (netns_identify(fd, &id, &ignored) || id.cookie != pod->cookie)
 		return -1;
 	return take_fd(&fd);
+}
+
+int registration_reopen_netns(const struct registration *reg, uint64_t cookie, int *ret_fd,
+			      struct error *err)
+{
+	const struct pod *pod = pod_table_redirected(reg->table, cookie, NULL);
+	int fd = pod ? registration_open_netns(pod) : -1;
+
+	if (fd < 0)
+		return error_set(err, ENOENT, "the pod's network namespace cannot be opened by %s",
+				 pod && pod->netns ? pod->netns : "any path");
+	*ret_fd = fd;
+	return 0;
 }
 
 /*
@@ -204,8 +220,10 @@ int registration_release(struct registration *reg, const struct pod *pod, int ne
 	/* A del that comes late may carry the namespace of another sandbox. */
 	if (netns_fd >= 0 && (netns_identify(netns_fd, &id, &ignored) || id.cookie != pod->cookie))
 		netns_fd = -1;
-	if (netns_fd < 0)
-		netns_fd = opened = registration_open_netns(pod);
+	if (netns_fd < 0) {
+		opened = registration_open_netns(pod);
+		netns_fd = opened;
+	}
 	return redirect_remove(reg->cfg.redirect, pod->cookie, netns_fd, err);
 }
 
@@ -281,15 +299,18 @@ static int pod_from_request(const struct agent_request *req, const struct netns_
 	struct pod *pod = pod_new(req->container_id, req->if_name);
 	bool complete;
 
-	if (!pod)
-		return error_set(err, ENOMEM, "pod entry");
+	if (!pod) {
+		error_set(err, ENOMEM, "pod entry");
+		return -ENOMEM;
+	}
 	complete = copy_text(&pod->ns, req->pod_namespace) &&
 		   copy_text(&pod->name, req->pod_name) && copy_text(&pod->uid, req->pod_uid) &&
 		   copy_text(&pod->netns, req->netns) && copy_text(&pod->cgroup, req->cgroup);
 	pod->ips = calloc(req->n_ips + 1, sizeof(*pod->ips));
 	if (!complete || !pod->ips) {
 		pod_free(pod);
-		return error_set(err, ENOMEM, "pod entry");
+		error_set(err, ENOMEM, "pod entry");
+		return -ENOMEM;
 	}
 	memcpy(pod->ips, req->ips, req->n_ips * sizeof(*req->ips));
 	pod->n_ips = req->n_ips;
@@ -400,36 +421,40 @@ static int commit(struct registration *reg, struct pod *pod, int netns_fd, struc
 	return pod_table_put(reg->table, pod, err); /* cannot fail: there is room */
 }
 
-static json_t *check_netns(const struct agent_request *req, int netns_fd, struct netns_id *ret)
+/* False, with the answer (NULL without memory), when this is no namespace to redirect. */
+static bool accept_netns(const struct agent_request *req, int netns_fd, struct netns_id *ret,
+			 json_t **ret_refusal)
 {
 	struct error err = {0};
+	int r;
 
 	if (netns_fd < 0)
-		return agent_reply_refusal(AGENT_CODE_BAD_REQUEST, false,
-					   "no network namespace descriptor came with the request");
-	if (netns_check_fd(netns_fd, &err))
-		return agent_reply_refusal(AGENT_CODE_BAD_REQUEST, false, err.text);
-	if (netns_is_host(netns_fd)) {
-		log_pod(LOG_WARN, NULL, "refused to redirect the host", req, "host network");
-		return agent_reply_refusal(
-			AGENT_CODE_BAD_REQUEST, false,
-			"this is the host's own network namespace, which is never "
-			"redirected");
+		error_set(&err, EBADF, "no network namespace descriptor came with the request");
+	else if (netns_check_fd(netns_fd, &err))
+		;
+	else if (netns_is_host(netns_fd))
+		error_set(&err, EPERM,
+			  "this is the host's own network namespace, which is never redirected");
+	if (err.code) {
+		log_pod(LOG_WARN, &err, "namespace refused", req, NULL);
+		*ret_refusal = agent_reply_refusal(AGENT_CODE_BAD_REQUEST, false, err.text);
+		return false;
 	}
-	if (netns_identify(netns_fd, ret, &err))
-		return refuse(-err.code, &err);
-	return NULL;
+	r = netns_identify(netns_fd, ret, &err);
+	if (r)
+		*ret_refusal = refuse(r, &err);
+	return !r;
 }
 
 static json_t *add(struct registration *reg, const struct agent_request *req, int netns_fd)
 {
 	struct error err = {0};
-	struct netns_id id;
+	struct netns_id id = {0};
 	struct pod *pod = NULL;
-	json_t *refusal = check_netns(req, netns_fd, &id);
+	json_t *refusal = NULL;
 	int r;
 
-	if (refusal)
+	if (!accept_netns(req, netns_fd, &id, &refusal))
 		return refusal;
 	r = pod_from_request(req, &id, &pod, &err);
 	if (r)
@@ -515,15 +540,14 @@ static json_t *check(struct registration *reg, const struct agent_request *req, 
 	const struct pod *pod = pod_table_find(reg->table, req->container_id, req->if_name);
 	struct engine_pod engine_pod;
 	struct error err = {0};
-	struct netns_id id;
-	json_t *refusal;
+	struct netns_id id = {0};
+	json_t *refusal = NULL;
 	int r;
 
 	if (!pod)
 		return agent_reply_refusal(AGENT_CODE_NOT_FOUND, false,
 					   "this attachment was never added, or was removed");
-	refusal = check_netns(req, netns_fd, &id);
-	if (refusal)
+	if (!accept_netns(req, netns_fd, &id, &refusal))
 		return refusal;
 	if (id.cookie != pod->cookie)
 		return agent_reply_refusal(AGENT_CODE_NOT_FOUND, false,

@@ -38,6 +38,10 @@ json_t *registration_handle(struct registration *reg, const struct agent_request
 /* Forgets pods whose namespace has ended: for an agent that missed their del. */
 void registration_sweep(struct registration *reg);
 
+/* A redirected pod's namespace, opened again by the path that it was added with. -ENOENT: not so. */
+int registration_reopen_netns(const struct registration *reg, uint64_t cookie, int *ret_fd,
+			      struct error *err);
+
 const struct pod_table *registration_pods(const struct registration *reg);
 
 struct registration_counts { /* namespaces, but for `skipped`: attachments */

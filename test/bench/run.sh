@@ -48,8 +48,14 @@ note() {
 # below the cgroup that the agent's programs are attached to.
 pair_make() { # VARIANT
 	local variant=$1 pod annotations=''
-	POD_PARENT=other
-	[ "$variant" != ebpf ] || POD_PARENT=kubepods annotations=$SIDECAR_ANNOTATION
+	if [ "$variant" = ebpf ]; then
+		POD_PARENT=kubepods
+		POD_CONFLIST=$NODE_DIR/chained.conflist
+		annotations=$SIDECAR_ANNOTATION
+	else
+		POD_PARENT=other
+		POD_CONFLIST=$NODE_DIR/plain.conflist
+	fi
 	for pod in "$variant-a" "$variant-b"; do
 		pod_add "$pod" "$annotations"
 		# One connection after the other for minutes: many ports stay in TIME_WAIT.
@@ -138,11 +144,9 @@ data_path() {
 # ---- registration ------------------------------------------------------------------------------
 
 registration() {
-	local plain=$NODE_DIR/plain.conflist
-	cni_conflist "$plain"
 	note "ADD: $BENCH_ADDS times with and without sockmesh-cni"
 	node_exec "$PYTHON" -I "$BENCH_DIR/registration.py" add --adds "$BENCH_ADDS" \
-		--plain "$plain" --chained "$POD_CONFLIST" --path "$BIN_DIR:$CNI_PLUGIN_DIR" \
+		--plain "$NODE_DIR/plain.conflist" --chained "$NODE_DIR/chained.conflist" --path "$BIN_DIR:$CNI_PLUGIN_DIR" \
 		--annotations "$SIDECAR_ANNOTATION" >"$OUT_DIR/add.json"
 	note "memory: the agent with $BENCH_PODS pods"
 	# shellcheck disable=SC2086
@@ -162,8 +166,8 @@ main() {
 	for program in bench_proxy bench_server bench_client; do
 		cp "$BUILD_DIR/test/bench/$program" "$NODE_DIR/"
 	done
-	POD_CONFLIST=$NODE_DIR/chained.conflist
-	cni_conflist "$POD_CONFLIST" "$(cni_sockmesh_entry)"
+	cni_conflist "$NODE_DIR/plain.conflist"
+	cni_conflist "$NODE_DIR/chained.conflist" "$(cni_sockmesh_entry)"
 	agent_start --mode ebpf
 	registration
 	data_path

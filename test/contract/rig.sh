@@ -194,8 +194,14 @@ start_servers() { # NAME KIND COMMAND...
 	servers[$name.$kind]=$id
 }
 
+group_is_gone() { # PROCESS-GROUP
+	! kill -0 -- "-$1" 2>/dev/null
+}
+
+# Returns when their sockets are closed.
 stop_servers() { # NAME.KIND
 	kill -9 -- "-${servers[$1]}"
+	wait_for 5 group_is_gone "${servers[$1]}"
 	unset "servers[$1]"
 }
 

@@ -136,11 +136,15 @@ agent_start() { # [OPTION...]
 	mapfile -t options < <(agent_options)
 	"$BIN_DIR/sockmesh-agent" "${options[@]}" "$@" >>"$NODE_DIR/agent.log" 2>&1 </dev/null &
 	NODE_AGENT_PID=$!
-	if ! wait_for 10 agent_answers; then
+	if ! wait_for 10 agent_settled || ! agent_answers >/dev/null 2>&1; then
 		echo "the agent does not answer; its log:" >&2
 		tail -n 20 "$NODE_DIR/agent.log" >&2
 		return 1
 	fi
+}
+
+agent_settled() { # it answers, or has given up
+	! kill -0 "$NODE_AGENT_PID" || agent_answers
 }
 
 agent_answers() {

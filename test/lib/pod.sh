@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Pods of a test node: a network namespace that the CNI chain connects, and a cgroup with one
-# directory a container. Needs node.sh and cni.sh; the chain is in POD_CONFLIST.
+# directory a container. Needs node.sh and cni.sh; the chain for new pods is in POD_CONFLIST.
 #
 # shellcheck disable=SC2034,SC2153 # variables are for and from the scripts that source this
 
 PROXY_UID=1337
 APP_UID=1000
 POD_PARENT=kubepods # where the next pods' cgroups go; the agent attaches to kubepods only
-declare -A POD_IP4=() POD_IP6=() POD_ID=() POD_CGROUP=()
+declare -A POD_IP4=() POD_IP6=() POD_ID=() POD_CGROUP=() POD_CHAIN=()
 
 # The annotation by which the injector says that a pod has a sidecar.
 SIDECAR_ANNOTATION='{"sidecar.istio.io/status":"{\"initContainers\":[\"istio-validation\"],\"containers\":[\"istio-proxy\"]}"}'
@@ -26,13 +26,14 @@ pod_cgroup_dir() { # POD
 pod_cni() { # VERB POD [ANNOTATIONS]
 	CNI_POD_NAMESPACE=${POD_NAMESPACE:-demo} CNI_POD_NAME=$2 CNI_POD_UID=$(pod_uid "$2") \
 		CNI_POD_ANNOTATIONS=${3:-null} CNI_POD_CGROUP=$NODE_CGROUP_PATH/${POD_CGROUP[$2]} \
-		"cni_$1" "$POD_CONFLIST" "${POD_ID[$2]}" "/run/netns/$2"
+		"cni_$1" "${POD_CHAIN[$2]}" "${POD_ID[$2]}" "/run/netns/$2"
 }
 
 pod_add() { # POD [ANNOTATIONS]
 	local pod=$1 result container
 	ip netns add "$pod"
 	ip -n "$pod" link set lo up
+	POD_CHAIN[$pod]=$POD_CONFLIST
 	POD_CGROUP[$pod]=$POD_PARENT/pod$(pod_uid "$pod")
 	for container in app istio-proxy; do
 		mkdir -p "$(pod_cgroup_dir "$pod")/$container"
@@ -79,6 +80,6 @@ pod_delete() { # POD
 	cgroup_remove "$(pod_cgroup_dir "$1")"
 	pod_cni del "$1" || failed=1
 	ip netns delete "$1" || failed=1
-	unset "POD_ID[$1]" "POD_IP4[$1]" "POD_IP6[$1]" "POD_CGROUP[$1]"
+	unset "POD_ID[$1]" "POD_IP4[$1]" "POD_IP6[$1]" "POD_CGROUP[$1]" "POD_CHAIN[$1]"
 	return "$failed"
 }

@@ -5,10 +5,14 @@
 set -eu
 cd "$(dirname "$0")/../.."
 BUILD_DIR=$(realpath "${BUILD_DIR:-build}")
-export BUILD_DIR
+export BUILD_DIR PYTHONDONTWRITEBYTECODE=1
 
 if [ "$(id -u)" -ne 0 ]; then
 	echo "1..0 # SKIP needs root: the plugin is given network namespaces"
 	exit 0
+fi
+if [ ! -x "$BUILD_DIR/bin/sockmesh-cni" ]; then
+	echo "Bail out! $BUILD_DIR/bin/sockmesh-cni is not built"
+	exit 1
 fi
 exec unshare --net --mount --propagation private python3 test/plugin/plugin_test.py "$@"

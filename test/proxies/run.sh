@@ -270,16 +270,29 @@ one_worker() { # POD: of HAProxy, beside the master
 	[ "$(wc -l <"$(proxy_procs "$1")")" -eq 2 ]
 }
 
-# The agent's own books after all that: nothing waits to be handed over.
-test_nothing_left_over() {
+# The agent's own books after all that: nothing waits to be handed over, nothing was lost, and the
+# connections that found no proxy were counted as such.
+test_books() {
+	local pod counters
 	wait_for 10 no_handovers || {
 		ctl status -o json
 		return 1
 	}
+	for pod in a b; do
+		counters=$(ctl pod "demo/$pod" -o json)
+		jq -e '[.. | .events? | objects] | length > 0 and all(."record-failed" == 0
+			and ."handover-lost" == 0 and ."handover-miss" == 0
+			and ."listener-failed" == 0)' <<<"$counters" || {
+			echo "pod $pod: $counters"
+			return 1
+		}
+	done
+	check_has "$counters" no-listener
+	jq -e '[.. | .events? | objects | ."no-listener"] | add > 0' <<<"$counters"
 }
 
 no_handovers() {
-	ctl status -o json | jq -e '[.. | objects | .handovers? | numbers] | length > 0 and all(. == 0)'
+	ctl status -o json | jq -e '.counters.handovers == 0'
 }
 
 # ---- one run per proxy -------------------------------------------------------------------------
@@ -345,7 +358,8 @@ main() {
 	make_pods
 	run_proxy envoy
 	run_proxy haproxy
-	[ "$ENGINE" != ebpf ] || tap_test "no connection is left in the hand-over books" test_nothing_left_over
+	[ "$ENGINE" != ebpf ] || tap_test "the agent counted no lost hand-over, and every connection that found no proxy" \
+		test_books
 	tap_done
 }
 

@@ -54,7 +54,7 @@ TEST(unknown_keys_need_ignore_unknown_wherever_it_stands)
 	cni_args_done(&args);
 	CHECK_EQ(cni_args_parse("IgnoreUnknown=\x11", &args, &err), -EINVAL);
 	CHECK_EQ(cni_args_parse("IgnoreUnknown=tru", &args, &err), -EINVAL);
-	CHECK_EQ(cni_args_parse("IgnoreUnknown=truely", &args, &err), -EINVAL);
+	CHECK_EQ(cni_args_parse("IgnoreUnknown=truest", &args, &err), -EINVAL);
 	CHECK_EQ(cni_args_parse("IgnoreUnknown=", &args, &err), -EINVAL);
 	CHECK_HAS(err.text, "IgnoreUnknown");
 	/* A key that only begins like one of ours is another key. */

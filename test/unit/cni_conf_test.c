@@ -183,10 +183,9 @@ TEST(membership_is_guessed_from_annotations_and_lists)
 		{"\"ambientEnabled\":true," ANNOTATED(""), POD_MAYBE_MESH},
 		{"\"x\":1", POD_MAYBE_MESH},
 		{"\"excludeNamespaces\":[\"default\"]", POD_EXEMPT},
-		{"\"excludeNamespaces\":[\"defaul\",\"default2\"]", POD_MAYBE_MESH},
+		{"\"excludeNamespaces\":[\"def\",\"default2\"]", POD_MAYBE_MESH},
 		{"\"ownPods\":[\"default/web-\"]", POD_EXEMPT},
-		{"\"ownPods\":[\"default/web-10\",\"defaul/web\",\"default2/web\"]",
-		 POD_MAYBE_MESH},
+		{"\"ownPods\":[\"default/web-10\",\"def/web\",\"default2/web\"]", POD_MAYBE_MESH},
 	};
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)

@@ -138,7 +138,7 @@ TEST(no_cgroup2_is_named_and_not_usable)
 	CHECK(!probe->ebpf);
 	CHECK(!facility(probe, "cgroup2")->found);
 	CHECK(facility(probe, "cgroup2")->detail[0]);
-	CHECK_STR(probe->cgroup, "");
+	CHECK(!probe->cgroup[0]);
 	CHECK_HAS(probe->summary, "cgroup2");
 	CHECK_EQ(probe->n_foreign, 0);
 	return TEST_OK;
@@ -204,6 +204,7 @@ TEST(order_of_others_before_we_attach)
 	scoped(tree_remove) struct tree tree = {0};
 	scoped_probe struct kernel_probe *probe = NULL;
 	scoped_fd int top = -1, middle = -1, bottom = -1;
+	const struct foreign_program *above, *same, *below;
 	uint32_t top_id, middle_id, bottom_id;
 	struct error err = {0};
 
@@ -216,14 +217,17 @@ TEST(order_of_others_before_we_attach)
 	CHECK_EQ(kernel_probe_run(tree.middle, "/sys/fs/bpf/x", NULL, 0, &probe, &err), 0);
 	CHECK_STR(probe->cgroup, tree.middle);
 
-	CHECK(foreign(probe, top_id) && foreign(probe, middle_id) && foreign(probe, bottom_id));
-	CHECK(!foreign(probe, top_id)->runs_before_ours);
-	CHECK(foreign(probe, middle_id)->runs_before_ours);
-	CHECK(foreign(probe, bottom_id)->runs_before_ours);
-	CHECK_STR(foreign(probe, top_id)->cgroup, tree.top);
-	CHECK_STR(foreign(probe, top_id)->name, "on_top");
-	CHECK_STR(foreign(probe, top_id)->attach_type, "connect4");
-	CHECK_STR(foreign(probe, bottom_id)->cgroup, tree.bottom);
+	above = foreign(probe, top_id);
+	same = foreign(probe, middle_id);
+	below = foreign(probe, bottom_id);
+	CHECK(above && same && below);
+	CHECK(!above->runs_before_ours);
+	CHECK(same->runs_before_ours);
+	CHECK(below->runs_before_ours);
+	CHECK_STR(above->cgroup, tree.top);
+	CHECK_STR(above->name, "on_top");
+	CHECK_STR(above->attach_type, "connect4");
+	CHECK_STR(below->cgroup, tree.bottom);
 	return TEST_OK;
 }
 
