@@ -26,14 +26,14 @@ VERSION := $(shell cat VERSION)
 Q   := $(if $(filter 1,$(V)),,@)
 say  = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' $(1) $(2))
 
+, := ,
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Werror
 INCLUDES := -Icommon -Ibpf -Inode-agent -Inode-agent/registration -Inode-agent/redirect \
 	-Inode-agent/observe -Inode-agent/install -Inode-agent/ctl -Icni-plugin -Itest/lib -I$(G)
 CPPFLAGS := -D_GNU_SOURCE -DSOCKMESH_VERSION='"$(VERSION)"' $(INCLUDES) $(EXTRA_CPPFLAGS)
 CFLAGS ?= -O2 -g
 ALL_CFLAGS := -std=gnu11 $(WARN) -fno-strict-aliasing -fstack-protector-strong $(CFLAGS) \
-	$(if $(SANITIZE),-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
-, := ,
+	$(if $(SANITIZE),-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-stringop-overread -Wno-format-truncation)
 ALL_LDFLAGS := -Wl,-z,relro,-z,now $(LDFLAGS) $(if $(SANITIZE),-fsanitize=address$(,)undefined)
 
 # ---- sources -----------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ AGENT_SRC  := $(wildcard node-agent/*.c) \
 	$(foreach d,registration redirect accelerate kube ambient install observe,$(wildcard node-agent/$(d)/*.c))
 UNIT_SRC   := $(wildcard test/unit/*_test.c)
 FUZZ_SRC   := $(wildcard test/fuzz/*_fuzz.c)
-PROG_SRC   := $(wildcard test/contract/*.c) $(wildcard test/integration/*.c) $(wildcard test/bench/*.c)
+PROG_SRC   := $(wildcard $(addprefix test/,$(addsuffix /*.c,contract runtime proxies bench demo plugin agent)))
 
 # Every object file of the product but the mains: what unit tests and fuzzers link against.
 MAINS   := cni-plugin/main.c node-agent/main.c node-agent/ctl/main.c
@@ -116,18 +116,18 @@ $(G)/%.skel.h: $(G)/%.linked.o
 
 # ---- tests -------------------------------------------------------------------------------------
 
-$(B)/test/unit/%: $(B)/obj/test/unit/%.o $(call obj,$(LIB_SRC) test/lib/test_main.c)
+$(UNIT_BIN): $(B)/test/unit/%: $(B)/obj/test/unit/%.o $(call obj,$(LIB_SRC) test/lib/test_main.c)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(AGENT_LIBS) -lpthread
 
 # Test clients and servers are static, so that they also run inside an initramfs.
-$(B)/test/%: test/%.c $(wildcard test/lib/*.h)
+$(PROG_BIN): $(B)/test/%: test/%.c $(wildcard test/lib/*.h)
 	$(call say,CC,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -g -static -o $@ $< -lpthread
 
-build/fuzz/%: test/fuzz/%.c $(LIB_SRC) $(wildcard common/*.h cni-plugin/*.h node-agent/*/*.h) | $(SKELS)
+$(FUZZ_BIN): build/fuzz/%: test/fuzz/%.c $(LIB_SRC) $(wildcard common/*.h cni-plugin/*.h node-agent/*/*.h) | $(SKELS)
 	$(call say,FUZZ,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CLANG) $(CPPFLAGS) -std=gnu11 -g -O1 -fsanitize=fuzzer$(,)address$(,)undefined \

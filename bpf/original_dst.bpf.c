@@ -238,7 +238,7 @@ int sockmesh_release(struct bpf_sock *ctx)
 	return 1;
 }
 
-/* ---- the proxy asks ---------------------------------------------------------------------------- */
+/* ---- the proxy asks ------------------------------------------------------------------------- */
 
 /*
  * What the kernel's NAT would answer: IPv4, mapped included, as a sockaddr_in through SOL_IP;
@@ -322,7 +322,7 @@ int sockmesh_getsockopt(struct bpf_sockopt *ctx)
 	return 1;
 }
 
-/* ---- the application asks ---------------------------------------------------------------------- */
+/* ---- the application asks ------------------------------------------------------------------- */
 
 static __always_inline const struct capture *captured_peer(struct bpf_sock_addr *ctx,
 							   const struct addr16 *peer)

@@ -11,15 +11,15 @@
 enum plan_fact {
 	FACT_TCP = 1u << 0,
 	FACT_UDP = 1u << 1,
-	FACT_IPV6 = 1u << 2,	      /* not v4-mapped */
-	FACT_OUT_LO = 1u << 3,	      /* the destination is local: 127/8, ::1 or an own address */
-	FACT_SRC_P6 = 1u << 4,	      /* the source is bound to 127.0.0.6 or ::6 */
-	FACT_DST_LO = 1u << 5,	      /* inside plan->loopback4, or ::1 */
-	FACT_PORT_DNS = 1u << 6,      /* destination port 53 */
-	FACT_PORT_TUNNEL = 1u << 7,   /* destination port is plan->tunnel_port */
-	FACT_UID_PROXY = 1u << 8,     /* the opener's uid is a proxy uid */
-	FACT_GID_PROXY = 1u << 9,     /* the opener's gid is a proxy gid */
-	FACT_GROUP_EXEMPT = 1u << 10, /* owner-group filter says: not captured */
+	FACT_IPV6 = 1u << 2,	       /* not v4-mapped */
+	FACT_OUT_LO = 1u << 3,	       /* the destination is local: 127/8, ::1 or an own address */
+	FACT_SRC_P6 = 1u << 4,	       /* the source is bound to 127.0.0.6 or ::6 */
+	FACT_DST_LO = 1u << 5,	       /* inside plan->loopback4, or ::1 */
+	FACT_PORT_DNS = 1u << 6,       /* destination port 53 */
+	FACT_PORT_TUNNEL = 1u << 7,    /* destination port is plan->tunnel_port */
+	FACT_UID_PROXY = 1u << 8,      /* the opener's uid is a proxy uid */
+	FACT_GID_PROXY = 1u << 9,      /* the opener's gid is a proxy gid */
+	FACT_GROUP_EXEMPT = 1u << 10,  /* owner-group filter says: not captured */
 	FACT_PORT_EXCLUDED = 1u << 11, /* port in the list's exclude set */
 	FACT_PORT_INCLUDED = 1u << 12, /* port in the list's include set */
 	FACT_CIDR_EXCLUDED = 1u << 13, /* outbound: destination in an excluded prefix */
@@ -30,26 +30,26 @@ enum plan_fact {
 enum plan_rule_id {
 	RULE_NONE, /* no rule matched: passes */
 	RULE_IPV6_OFF,
-	RULE_OUT_PORT_EXCLUDED,	     /* O2 */
-	RULE_OUT_SRC_P6,	     /* O3 */
-	RULE_OUT_PROXY_UID_TO_SELF,  /* O4, to the inbound port */
-	RULE_OUT_APP_TO_SELF_UID,    /* O5 */
-	RULE_OUT_PROXY_UID,	     /* O6 */
-	RULE_OUT_PROXY_GID_TO_SELF,  /* O7, to the inbound port */
-	RULE_OUT_APP_TO_SELF_GID,    /* O8 */
-	RULE_OUT_PROXY_GID,	     /* O9 */
-	RULE_OUT_GROUP_EXEMPT,	     /* O10 */
-	RULE_OUT_DNS_TCP,	     /* O11, to the DNS port */
-	RULE_OUT_DNS_UDP,	     /* O11, to the DNS port */
-	RULE_OUT_LOOPBACK,	     /* O12 */
-	RULE_OUT_CIDR_EXCLUDED,	     /* O13 */
-	RULE_OUT_PORT_INCLUDED,	     /* O14, to the outbound port */
-	RULE_OUT_ALL,		     /* O15, to the outbound port */
-	RULE_OUT_CIDR_INCLUDED,	     /* O15 with a list */
-	RULE_IN_TUNNEL,		     /* I3 */
-	RULE_IN_PORT_EXCLUDED,	     /* I4 */
-	RULE_IN_ALL,		     /* I5, to the inbound port */
-	RULE_IN_PORT_INCLUDED,	     /* I5 with a list */
+	RULE_OUT_PORT_EXCLUDED,	    /* O2 */
+	RULE_OUT_SRC_P6,	    /* O3 */
+	RULE_OUT_PROXY_UID_TO_SELF, /* O4, to the inbound port */
+	RULE_OUT_APP_TO_SELF_UID,   /* O5 */
+	RULE_OUT_PROXY_UID,	    /* O6 */
+	RULE_OUT_PROXY_GID_TO_SELF, /* O7, to the inbound port */
+	RULE_OUT_APP_TO_SELF_GID,   /* O8 */
+	RULE_OUT_PROXY_GID,	    /* O9 */
+	RULE_OUT_GROUP_EXEMPT,	    /* O10 */
+	RULE_OUT_DNS_TCP,	    /* O11, to the DNS port */
+	RULE_OUT_DNS_UDP,	    /* O11, to the DNS port */
+	RULE_OUT_LOOPBACK,	    /* O12 */
+	RULE_OUT_CIDR_EXCLUDED,	    /* O13 */
+	RULE_OUT_PORT_INCLUDED,	    /* O14, to the outbound port */
+	RULE_OUT_ALL,		    /* O15, to the outbound port */
+	RULE_OUT_CIDR_INCLUDED,	    /* O15 with a list */
+	RULE_IN_TUNNEL,		    /* I3 */
+	RULE_IN_PORT_EXCLUDED,	    /* I4 */
+	RULE_IN_ALL,		    /* I5, to the inbound port */
+	RULE_IN_PORT_INCLUDED,	    /* I5 with a list */
 	RULE_ID_COUNT_,
 };
 

@@ -175,7 +175,7 @@ struct notice {
 	__u64 netns;
 };
 
-/* ---- socket storage: state that dies with its socket ------------------------------------------ */
+/* ---- socket storage: state that dies with its socket ---------------------------------------- */
 
 enum capture_state {
 	CAPTURE_NONE,

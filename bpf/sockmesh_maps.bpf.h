@@ -136,7 +136,7 @@ struct {
 	__type(value, struct dns_asked_locked);
 } dns_asked weak_map;
 
-/* ---- counting ---------------------------------------------------------------------------------- */
+/* ---- counting ------------------------------------------------------------------------------- */
 
 static __always_inline struct counters *counters_of(__u64 netns)
 {

@@ -20,7 +20,7 @@
 
 #define SYSTEM_BPFFS "/sys/fs/bpf"
 
-/* ---- directories ------------------------------------------------------------------------------- */
+/* ---- directories ---------------------------------------------------------------------------- */
 
 static bool is_bpffs(const char *path)
 {
@@ -91,7 +91,7 @@ int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *e
 	return r ? r : make_directory(path, err);
 }
 
-/* ---- maps -------------------------------------------------------------------------------------- */
+/* ---- maps ----------------------------------------------------------------------------------- */
 
 static void map_path(const struct ebpf_pins *pins, const char *name, char ret[static PIN_PATH_MAX])
 {
@@ -136,7 +136,7 @@ int ebpf_pins_reuse_maps(const struct ebpf_pins *pins, struct bpf_object *obj, s
 {
 	struct bpf_map *map;
 
-	bpf_object__for_each_map(map, obj) {
+	bpf_object__for_each_map (map, obj) {
 		struct bpf_map_info info;
 		scoped_fd int fd = -1;
 
@@ -213,7 +213,7 @@ int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj, bo
 {
 	struct bpf_map *map;
 
-	bpf_object__for_each_map(map, obj) {
+	bpf_object__for_each_map (map, obj) {
 		bool fresh = false;
 		int r;
 
@@ -228,7 +228,7 @@ int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj, bo
 	return 0;
 }
 
-/* ---- links ------------------------------------------------------------------------------------- */
+/* ---- links ---------------------------------------------------------------------------------- */
 
 void ebpf_pins_link_path(const struct ebpf_pins *pins, const char *program,
 			 char ret[static PIN_PATH_MAX])
@@ -252,8 +252,8 @@ static int link_target(int fd, uint64_t *ret_target, uint32_t *ret_prog_id)
 	if (info.type != BPF_LINK_TYPE_CGROUP && info.type != BPF_LINK_TYPE_NETNS)
 		return -EINVAL;
 	/* Both become 0 when the kernel detaches the link because its target has ended. */
-	*ret_target = info.type == BPF_LINK_TYPE_CGROUP ? info.cgroup.cgroup_id
-							: info.netns.netns_ino;
+	*ret_target =
+		info.type == BPF_LINK_TYPE_CGROUP ? info.cgroup.cgroup_id : info.netns.netns_ino;
 	*ret_prog_id = info.prog_id;
 	return 0;
 }
@@ -310,7 +310,7 @@ int ebpf_pins_attach(const char *path, const struct bpf_program *prog, int targe
 	return 0;
 }
 
-/* ---- removal ----------------------------------------------------------------------------------- */
+/* ---- removal -------------------------------------------------------------------------------- */
 
 static int remove_directory(const char *path, struct error *err)
 {

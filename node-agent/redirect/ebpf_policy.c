@@ -17,7 +17,7 @@ struct addr16 addr16_of(const struct ip_address *address)
 	return a;
 }
 
-/* ---- uids, gids, groups ------------------------------------------------------------------------ */
+/* ---- uids, gids, groups --------------------------------------------------------------------- */
 
 static void add_ids(struct ebpf_policy *p, __u32 policy, const struct id_list *ids, __u32 bit)
 {
@@ -45,7 +45,7 @@ static int build_ids(const struct redirect_plan *plan, __u32 policy, struct ebpf
 	return 0;
 }
 
-/* ---- ports ------------------------------------------------------------------------------------- */
+/* ---- ports ---------------------------------------------------------------------------------- */
 
 static int build_ports(const struct redirect_plan *plan, __u32 policy, struct ebpf_policy *p)
 {
@@ -79,7 +79,7 @@ static int build_ports(const struct redirect_plan *plan, __u32 policy, struct eb
 	return p->ports ? 0 : -ENOMEM;
 }
 
-/* ---- prefixes ---------------------------------------------------------------------------------- */
+/* ---- prefixes ------------------------------------------------------------------------------- */
 
 struct marked_prefix {
 	struct ip_prefix prefix;
@@ -151,12 +151,13 @@ static int build_prefixes(const struct redirect_plan *plan, __u32 policy, struct
 	n = merge_and_inherit(all, n);
 	for (size_t i = 0; i < n; i++)
 		p->prefixes[p->n_prefixes++] = (struct policy_prefix){
-			.key = {
-				.prefixlen = 32u + all[i].prefix.length,
-				.policy_family = prefix_policy_family(policy,
-								      is_v4_prefix(&all[i].prefix)),
-				.addr = addr16_of(&all[i].prefix.address),
-			},
+			.key =
+				{
+					.prefixlen = 32u + all[i].prefix.length,
+					.policy_family = prefix_policy_family(
+						policy, is_v4_prefix(&all[i].prefix)),
+					.addr = addr16_of(&all[i].prefix.address),
+				},
 			.bits = all[i].bits,
 		};
 	free(all);
@@ -185,7 +186,7 @@ void ebpf_policy_done(struct ebpf_policy *policy)
 	memset(policy, 0, sizeof(*policy));
 }
 
-/* ---- the pod's configuration ------------------------------------------------------------------- */
+/* ---- the pod's configuration ---------------------------------------------------------------- */
 
 static int compile_rules(const struct plan_rule *rules, size_t n, struct pod_rule *ret, size_t max,
 			 struct error *err)
@@ -209,8 +210,8 @@ static void choose_sources(const struct ip_address *addresses, size_t n, struct 
 	const struct addr16 none = {0};
 
 	for (size_t i = 0; i < n; i++) {
-		struct addr16 *source = ip_address_is_v4(&addresses[i]) ? &ret->source4
-									: &ret->source6;
+		struct addr16 *source =
+			ip_address_is_v4(&addresses[i]) ? &ret->source4 : &ret->source6;
 
 		if (ip_address_is_loopback(&addresses[i]) ||
 		    ip_address_is_link_local(&addresses[i]) || memcmp(source, &none, sizeof(none)))

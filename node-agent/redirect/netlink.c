@@ -52,7 +52,7 @@ static int talk(const struct nlmsghdr *request, mnl_cb_t fn, void *arg)
 	return 0;
 }
 
-/* ---- addresses --------------------------------------------------------------------------------- */
+/* ---- addresses ------------------------------------------------------------------------------ */
 
 static bool address_of(const struct nlmsghdr *nlh, struct ip_address *ret)
 {
@@ -61,7 +61,8 @@ static bool address_of(const struct nlmsghdr *nlh, struct ip_address *ret)
 
 	if (mnl_nlmsg_get_payload_len(nlh) < sizeof(*ifa))
 		return false;
-	mnl_attr_for_each(attr, nlh, sizeof(*ifa)) {
+	mnl_attr_for_each(attr, nlh, sizeof(*ifa))
+	{
 		if (mnl_attr_get_type(attr) == IFA_LOCAL)
 			local = attr;
 		else if (mnl_attr_get_type(attr) == IFA_ADDRESS)
@@ -176,16 +177,16 @@ int netlink_set_passthrough_address(int netns_fd, bool present, bool *ret_change
 	return r;
 }
 
-/* ---- namespace ids ----------------------------------------------------------------------------- */
+/* ---- namespace ids -------------------------------------------------------------------------- */
 
 static int read_namespace_id(const struct nlmsghdr *nlh, void *arg)
 {
 	const struct nlattr *attr;
 	int *id = arg;
 
-	mnl_attr_for_each(attr, nlh, sizeof(struct rtgenmsg))
-		if (mnl_attr_get_type(attr) == NETNSA_NSID)
-			*id = (int)mnl_attr_get_u32(attr);
+	mnl_attr_for_each(attr, nlh,
+			  sizeof(struct rtgenmsg)) if (mnl_attr_get_type(attr) == NETNSA_NSID) *id =
+		(int)mnl_attr_get_u32(attr);
 	return MNL_CB_OK;
 }
 
@@ -222,7 +223,7 @@ int netlink_namespace_id(int netns_fd, int *ret_id, struct error *err)
 	return 0;
 }
 
-/* ---- monitor ----------------------------------------------------------------------------------- */
+/* ---- monitor -------------------------------------------------------------------------------- */
 
 int netlink_monitor_open(int *ret_fd, struct error *err)
 {

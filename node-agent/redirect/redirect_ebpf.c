@@ -94,7 +94,7 @@ static int map_fd(const struct bpf_map *map)
 	return bpf_map__fd(map);
 }
 
-/* ---- pods the agent knows ---------------------------------------------------------------------- */
+/* ---- pods the agent knows ------------------------------------------------------------------- */
 
 static struct ebpf_pod **pod_slot(struct ebpf *e, uint64_t cookie)
 {
@@ -147,7 +147,7 @@ static bool pod_config_read(struct ebpf *e, uint64_t cookie, struct pod_config *
 	return !bpf_map_lookup_elem(map_fd(e->datapath->maps.pods), &cookie, ret);
 }
 
-/* ---- a pod's addresses ------------------------------------------------------------------------- */
+/* ---- a pod's addresses ---------------------------------------------------------------------- */
 
 static int address_write(struct ebpf *e, uint64_t cookie, const struct ip_address *a,
 			 struct error *err)
@@ -209,8 +209,8 @@ static bool is_global_v6(const struct ip_address *a)
 {
 	static const struct ip_address passthrough = {.bytes = {[15] = 6}};
 
-	return !ip_address_is_v4(a) && !ip_address_is_loopback(a) &&
-	       !ip_address_is_link_local(a) && !ip_address_equal(a, &passthrough);
+	return !ip_address_is_v4(a) && !ip_address_is_loopback(a) && !ip_address_is_link_local(a) &&
+	       !ip_address_equal(a, &passthrough);
 }
 
 static bool has_global_v6(const struct ebpf_pod *pod)
@@ -255,7 +255,7 @@ static int addresses_apply(struct ebpf *e, struct ebpf_pod *pod, const struct re
 	return r;
 }
 
-/* ---- ::6 on lo --------------------------------------------------------------------------------- */
+/* ---- ::6 on lo ------------------------------------------------------------------------------ */
 
 /* Writes the flag before the address: an agent that dies between removes what is not there. */
 static int passthrough_set(struct ebpf *e, uint64_t cookie, int netns_fd, struct error *err)
@@ -272,7 +272,7 @@ static int passthrough_set(struct ebpf *e, uint64_t cookie, int netns_fd, struct
 	return 0;
 }
 
-/* ---- listeners --------------------------------------------------------------------------------- */
+/* ---- listeners ------------------------------------------------------------------------------ */
 
 static int read_iterator(void *arg, struct error *err)
 {
@@ -352,7 +352,7 @@ static void rescan_soon(struct ebpf *e, uint64_t cookie)
 		log_error(LOG_ERROR, &err, "listeners not scanned", NULL);
 }
 
-/* ---- notices from the programs ----------------------------------------------------------------- */
+/* ---- notices from the programs -------------------------------------------------------------- */
 
 static void log_notice(struct ebpf *e, const struct notice *n)
 {
@@ -395,7 +395,7 @@ static void on_notices_readable(int fd, uint32_t events, void *arg)
 	ring_buffer__consume(e->notices);
 }
 
-/* ---- address changes --------------------------------------------------------------------------- */
+/* ---- address changes ------------------------------------------------------------------------ */
 
 static void resync_pod(struct ebpf *e, struct ebpf_pod *pod)
 {
@@ -462,7 +462,7 @@ static void on_monitor_readable(int fd, uint32_t events, void *arg)
 			resync_pod(e, pod);
 }
 
-/* ---- policy sets ------------------------------------------------------------------------------- */
+/* ---- policy sets ---------------------------------------------------------------------------- */
 
 static int limit_error(struct error *err, const char *what)
 {
@@ -556,17 +556,17 @@ static void policy_erase_unknown(struct ebpf *e, uint32_t policy)
 	erase_matching(map_fd(d->maps.id_sets), sizeof(struct id_set_key), id_of_policy, policy);
 	erase_matching(map_fd(d->maps.port_sets), sizeof(struct port_set_key), port_of_policy,
 		       policy);
-	erase_matching(map_fd(d->maps.prefix_sets), sizeof(struct prefix_set_key),
-		       prefix_of_policy, policy);
+	erase_matching(map_fd(d->maps.prefix_sets), sizeof(struct prefix_set_key), prefix_of_policy,
+		       policy);
 }
 
-/* ---- the inbound program ----------------------------------------------------------------------- */
+/* ---- the inbound program -------------------------------------------------------------------- */
 
 static int share_maps(struct bpf_object *obj, struct bpf_object *with, struct error *err)
 {
 	struct bpf_map *map;
 
-	bpf_object__for_each_map(map, obj) {
+	bpf_object__for_each_map (map, obj) {
 		struct bpf_map *shared;
 
 		if (bpf_map__is_internal(map) || strchr(bpf_map__name(map), '.'))
@@ -606,7 +606,7 @@ static int inbound_attach(struct ebpf *e, const struct redirect_pod *pod, struct
 	return ebpf_pins_attach(path, skel->progs.sockmesh_inbound, pod->netns_fd, st.st_ino, err);
 }
 
-/* ---- apply and remove -------------------------------------------------------------------------- */
+/* ---- apply and remove ----------------------------------------------------------------------- */
 
 static int per_pod_entries(struct ebpf *e, uint64_t cookie, struct error *err)
 {
@@ -759,7 +759,7 @@ static int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error 
 	return r;
 }
 
-/* ---- verify ------------------------------------------------------------------------------------ */
+/* ---- verify --------------------------------------------------------------------------------- */
 
 static int verify_sets(struct ebpf *e, const struct ebpf_policy *p, struct error *err)
 {
@@ -808,7 +808,7 @@ static int verify_links(struct ebpf *e, struct error *err)
 {
 	struct bpf_program *prog;
 
-	bpf_object__for_each_program(prog, e->datapath->obj) {
+	bpf_object__for_each_program (prog, e->datapath->obj) {
 		char path[PIN_PATH_MAX];
 		int r;
 
@@ -856,7 +856,7 @@ static int ebpf_verify(void *state, const struct redirect_pod *pod, struct error
 	return r ? r : verify_addresses(e, pod, err);
 }
 
-/* ---- restart ----------------------------------------------------------------------------------- */
+/* ---- restart -------------------------------------------------------------------------------- */
 
 static int ebpf_recovered(void *state, uint64_t **ret_cookies, size_t *ret_n, struct error *err)
 {
@@ -924,7 +924,7 @@ static bool ebpf_address_is_local(void *state, uint64_t cookie, const struct ip_
 	return !bpf_map_lookup_elem(map_fd(e->datapath->maps.local_addresses), &key, &value);
 }
 
-/* ---- counters ---------------------------------------------------------------------------------- */
+/* ---- counters ------------------------------------------------------------------------------- */
 
 static bool read_counters(int fd, const void *key, struct counters *ret)
 {
@@ -987,7 +987,7 @@ static json_t *ebpf_node_counters(void *state)
 			 (json_int_t)e->cfg->max_rule_entries);
 }
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close ------------------------------------------------------------------------- */
 
 static int set_sizes(struct ebpf *e, struct error *err)
 {
@@ -1071,7 +1071,7 @@ static int attach(struct ebpf *e, struct error *err)
 {
 	struct bpf_program *prog;
 
-	bpf_object__for_each_program(prog, e->datapath->obj) {
+	bpf_object__for_each_program (prog, e->datapath->obj) {
 		char path[PIN_PATH_MAX];
 		int r;
 
@@ -1215,7 +1215,7 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 	return 0;
 }
 
-/* ---- uninstall --------------------------------------------------------------------------------- */
+/* ---- uninstall ------------------------------------------------------------------------------ */
 
 static int ebpf_uninstall(const struct redirect_config *cfg, const struct redirect_pod *pods,
 			  size_t n_pods, struct error *err)

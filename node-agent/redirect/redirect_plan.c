@@ -190,7 +190,7 @@ void redirect_plan_free(struct redirect_plan *plan)
 	free(plan);
 }
 
-/* ---- lists --------------------------------------------------------------------------------- */
+/* ---- lists ---------------------------------------------------------------------------------- */
 
 static int compare_ports(const void *a, const void *b)
 {
@@ -296,7 +296,7 @@ static bool has_address(const struct prefix_list *list, const struct ip_address 
 	return false;
 }
 
-/* ---- building ------------------------------------------------------------------------------ */
+/* ---- building ------------------------------------------------------------------------------- */
 
 static bool includes_loopback(const struct redirect_plan *plan)
 {
@@ -398,7 +398,7 @@ int redirect_plan_build(const struct redirect_settings *s, struct redirect_plan 
 	return 0;
 }
 
-/* ---- comparing ----------------------------------------------------------------------------- */
+/* ---- comparing ------------------------------------------------------------------------------ */
 
 static bool rules_equal(const struct plan_rule *a, size_t n_a, const struct plan_rule *b,
 			size_t n_b)
@@ -452,7 +452,7 @@ bool redirect_plan_equal(const struct redirect_plan *a, const struct redirect_pl
 	       prefixes_equal(&a->include_prefixes, &b->include_prefixes);
 }
 
-/* ---- deciding ------------------------------------------------------------------------------ */
+/* ---- deciding ------------------------------------------------------------------------------- */
 
 static const struct ip_address loopback_v4 = {{[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}};
 static const struct ip_address loopback_v6 = {{[15] = 1}};

@@ -38,7 +38,7 @@ json_t *registration_handle(struct registration *reg, const struct agent_request
 /* Forgets pods whose namespace has ended: for an agent that missed their del. */
 void registration_sweep(struct registration *reg);
 
-/* A redirected pod's namespace, opened again by the path that it was added with. -ENOENT: not so. */
+/* A redirected pod's namespace, opened again by its path. -ENOENT: it cannot be. */
 int registration_reopen_netns(const struct registration *reg, uint64_t cookie, int *ret_fd,
 			      struct error *err);
 

@@ -13,7 +13,6 @@ import platform
 import statistics
 
 REFERENCE = "istio-iptables"
-SHOWN = ("p50_us", "p99_us", "rps", "conns_per_s", "cpu_us_per_req")
 
 
 def cpu_name():
@@ -77,22 +76,31 @@ def noise(rows):
     return {name: round(statistics.median(values), 4) for name, values in spreads.items()}
 
 
+def cell(figure, digits):
+    """`median (min-max) ratio`, or nothing for what was not measured."""
+    if not figure:
+        return ""
+    ratio = f" {figure['ratio']:.2f}x" if figure["ratio"] else ""
+    return (
+        f"{figure['median']:.{digits}f} ({figure['min']:.{digits}f}-{figure['max']:.{digits}f})"
+        + ratio
+    )
+
+
 def print_data_path(rows):
-    print("\nThrough both sidecars (median of the rounds, min-max; x = of istio-iptables)\n")
-    print(f"{'case':17}{'placement':10}{'variant':16}" + "".join(f"{m:>28}" for m in SHOWN[:2])
-          + f"{'rate /s':>28}{'cpu us/req':>24}")
+    print("\nThrough both sidecars: median (min-max of the rounds), and x of istio-iptables\n")
+    lines = [["case", "placement", "variant", "p50 us", "p99 us", "per second", "cpu us each"]]
     for row in rows:
-        cells = []
-        for name in SHOWN:
-            figure = row["metrics"].get(name)
-            if not figure:
-                continue
-            ratio = f"{figure['ratio']:.2f}x" if figure["ratio"] else ""
-            digits = 0 if name in ("rps", "conns_per_s") else 1
-            text = (f"{figure['median']:.{digits}f} ({figure['min']:.{digits}f}-"
-                    f"{figure['max']:.{digits}f}) {ratio:>6}")
-            cells.append(f"{text:>{24 if name == 'cpu_us_per_req' else 28}}")
-        print(f"{row['case']:17}{row['placement']:10}{row['variant']:16}" + "".join(cells))
+        metrics = row["metrics"]
+        lines.append(
+            [row["case"], row["placement"], row["variant"]]
+            + [cell(metrics["p50_us"], 1), cell(metrics["p99_us"], 1)]
+            + [cell(metrics.get("rps") or metrics.get("conns_per_s"), 0)]
+            + [cell(metrics["cpu_us_per_req"], 1)]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
 
 
 def print_registration(add, memory):

@@ -89,7 +89,7 @@ proxy_version() {
 	if [ "$PROXY_KIND" = envoy ]; then
 		echo "Envoy $("$PROXY_PROGRAM" --version | sed -nE 's|.*/([0-9.]+)/.*|\1|p')"
 	else
-		"$PROXY_PROGRAM" -v | head -n 1
+		"$PROXY_PROGRAM" -v | sed -nE "1s/HAProxy version ([0-9.]+).*/HAProxy \1/p"
 	fi
 }
 

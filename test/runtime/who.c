@@ -106,7 +106,8 @@ static void dial(const char *host, uint16_t port)
 	ssize_t n;
 
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) ||
-	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) || connect(fd, &to.any, bench_address_size(&to)))
+	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) ||
+	    connect(fd, &to.any, bench_address_size(&to)))
 		err(1, "connect to %s", host);
 	while ((n = recv(fd, buf, sizeof(buf), 0)) > 0)
 		fwrite(buf, 1, n, stdout);
