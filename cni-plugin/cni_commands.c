@@ -72,6 +72,7 @@ static struct agent_request attachment_request(const struct cni_call *call, enum
 		.op = op,
 		.container_id = (char *)call->container_id,
 		.if_name = (char *)call->if_name,
+		.network = (char *)call->conf.name,
 		.netns = (char *)call->netns,
 		.pod_namespace = call->args.pod_namespace,
 		.pod_name = call->args.pod_name,
@@ -345,7 +346,12 @@ static int read_attachment(const json_t *item, size_t i, struct agent_attachment
 
 int cni_gc(const struct cni_call *call, char **ret_output, struct cni_failure *failure)
 {
-	struct agent_request request = {.op = AGENT_GC, .uid = -1, .gid = -1};
+	struct agent_request request = {
+		.op = AGENT_GC,
+		.network = (char *)call->conf.name,
+		.uid = -1,
+		.gid = -1,
+	};
 	scoped(attachments_done) struct agent_attachment *valid = NULL;
 	scoped(agent_reply_done) struct agent_reply reply = {0};
 	size_t n = json_array_size(call->conf.attachments), i;

@@ -72,6 +72,7 @@ void agent_request_done(struct agent_request *req)
 {
 	free(req->container_id);
 	free(req->if_name);
+	free(req->network);
 	free(req->netns);
 	free(req->pod_namespace);
 	free(req->pod_name);
@@ -381,6 +382,8 @@ static int decode_body(const json_t *body, struct agent_request *req, struct err
 			return missing("ifName", req->op, err);
 	}
 	if (r == 0)
+		r = take_string(body, "network", "", ID_MAX_BYTES, NULL, &req->network, err);
+	if (r == 0)
 		r = take_string(body, "netns", "", PATH_MAX - 1, NULL, &req->netns, err);
 	if (r == 0)
 		r = decode_pod(body, req, err);
@@ -550,6 +553,8 @@ static int encode_body(json_t *body, const struct agent_request *req, struct err
 		r = put_string(body, "op", agent_op_name(req->op), err);
 	if (r == 0)
 		r = put_attachment(body, req->container_id, req->if_name, err);
+	if (r == 0)
+		r = put_string(body, "network", req->network, err);
 	if (r == 0)
 		r = put_string(body, "netns", req->netns, err);
 	if (r == 0)

@@ -71,6 +71,7 @@ struct agent_request {
 	enum agent_op op;
 	char *container_id; /* add del check */
 	char *if_name;	    /* add del check */
+	char *network;	    /* the CNI network's name; NULL: a plugin that does not say */
 	char *netns;	    /* path, for messages only: the fd is what counts */
 	char *pod_namespace, *pod_name, *pod_uid;
 	struct agent_address *ips;
@@ -79,7 +80,7 @@ struct agent_request {
 	json_t *labels;	     /* the same */
 	char *cgroup;	     /* relative to the cgroup2 root, starting with '/'; NULL unknown */
 
-	/* gc: the attachments that are still valid */
+	/* gc: the attachments of `network` that are still valid */
 	struct agent_attachment {
 		char *container_id, *if_name;
 	} * valid;

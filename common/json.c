@@ -17,6 +17,9 @@ int json_parse(const char *text, size_t size, const char *what, json_t **ret, st
 
 	if (!text || size == 0)
 		return error_set(err, EINVAL, "%s: no JSON, the text is empty", what);
+	/* jansson's reader takes one behind a number for the end of the text. */
+	if (memchr(text, '\0', size))
+		return error_set(err, EINVAL, "%s: a NUL byte", what);
 	value = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &at);
 	if (!value)
 		return error_set(err, EINVAL, "%s: line %d, column %d: %s", what, at.line,

@@ -6,13 +6,14 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <string.h>
 #include <time.h>
 
 enum {
 	LINE_MAX_BYTES = 16 * 1024,
 	VALUE_MAX_BYTES = 2048, /* of one value: an annotation may have 256 KiB */
-	TIME_TEXT_MAX = 32,
+	TIME_TEXT_MAX = 64,
 	SECONDS_PER_MINUTE = 60,
 	NS_PER_MS = 1000000,
 };
@@ -167,16 +168,29 @@ static void write_text(enum log_level level, const char *msg, const char *error,
 
 /* ---- JSON ---- */
 
+/*
+ * RFC 3339 in UTC, by counting days from March 1 of year 0 in eras of 400 years: strftime() would
+ * bring the C library's time zones, 110 KB, into the static plugin.
+ */
 static const char *time_text(char buf[static TIME_TEXT_MAX])
 {
+	enum { DAY_S = 86400, DAYS_TO_1970 = 719468, ERA_DAYS = 146097 };
 	struct timespec now = {0};
-	struct tm utc = {0};
-	size_t n;
+	unsigned second, day, era_day, era_year, year_day, month;
+	uint64_t days;
 
 	clock_gettime(CLOCK_REALTIME, &now);
-	gmtime_r(&now.tv_sec, &utc);
-	n = strftime(buf, TIME_TEXT_MAX, "%Y-%m-%dT%H:%M:%S", &utc);
-	snprintf(buf + n, TIME_TEXT_MAX - n, ".%03dZ", (int)(now.tv_nsec / NS_PER_MS));
+	second = (unsigned)(now.tv_sec % DAY_S);
+	days = (uint64_t)(now.tv_sec / DAY_S) + DAYS_TO_1970;
+	era_day = (unsigned)(days % ERA_DAYS);
+	era_year = (era_day - era_day / 1460 + era_day / 36524 - era_day / 146096) / 365;
+	year_day = era_day - (365 * era_year + era_year / 4 - era_year / 100);
+	month = (5 * year_day + 2) / 153; /* 0 is March */
+	day = year_day - (153 * month + 2) / 5 + 1;
+	snprintf(buf, TIME_TEXT_MAX, "%04u-%02u-%02uT%02u:%02u:%02u.%03uZ",
+		 (unsigned)(days / ERA_DAYS) * 400 + era_year + (month >= 10),
+		 month < 10 ? month + 3 : month - 9, day, second / 3600, second / 60 % 60,
+		 second % 60, (unsigned)(now.tv_nsec / NS_PER_MS));
 	return buf;
 }
 

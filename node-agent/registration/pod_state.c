@@ -52,14 +52,14 @@ static json_t *number_text(uint64_t value)
 int pod_state_encode(const struct pod *pod, char **ret, struct error *err)
 {
 	scoped_json json_t *obj = json_pack(
-		"{s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:s?, s:o, s:o, s:o, s:o, s:O?, "
+		"{s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:s?, s:s?, s:o, s:o, s:o, s:o, s:O?, "
 		"s:O?, s:s, s:s?, s:I}",
-		"containerId", pod->container_id, "ifName", pod->if_name, "namespace", pod->ns,
-		"name", pod->name, "uid", pod->uid, "netns", pod->netns, "cgroup", pod->cgroup,
-		"cookie", number_text(pod->cookie), "netnsDev", number_text(pod->netns_dev),
-		"netnsIno", number_text(pod->netns_ino), "ips", ips_json(pod), "annotations",
-		pod->annotations, "labels", pod->labels, "decision", mode_names[pod->mode],
-		"reason", pod->reason, "since", (json_int_t)pod->since_s);
+		"containerId", pod->container_id, "ifName", pod->if_name, "network", pod->network,
+		"namespace", pod->ns, "name", pod->name, "uid", pod->uid, "netns", pod->netns,
+		"cgroup", pod->cgroup, "cookie", number_text(pod->cookie), "netnsDev",
+		number_text(pod->netns_dev), "netnsIno", number_text(pod->netns_ino), "ips",
+		ips_json(pod), "annotations", pod->annotations, "labels", pod->labels, "decision",
+		mode_names[pod->mode], "reason", pod->reason, "since", (json_int_t)pod->since_s);
 
 	*ret = obj ? json_to_text(obj) : NULL;
 	return *ret ? 0 : error_set(err, ENOMEM, "state of %s", pod->container_id);
@@ -186,9 +186,13 @@ static int fill_texts(const json_t *obj, const char *where, struct pod *pod, str
 		size_t max;
 		char **ret;
 	} fields[] = {
-		{"namespace", NAME_MAX_BYTES, &pod->ns},  {"name", NAME_MAX_BYTES, &pod->name},
-		{"uid", NAME_MAX_BYTES, &pod->uid},	  {"netns", PATH_MAX_BYTES, &pod->netns},
-		{"cgroup", PATH_MAX_BYTES, &pod->cgroup}, {"reason", REASON_MAX, &pod->reason},
+		{"network", NAME_MAX_BYTES, &pod->network},
+		{"namespace", NAME_MAX_BYTES, &pod->ns},
+		{"name", NAME_MAX_BYTES, &pod->name},
+		{"uid", NAME_MAX_BYTES, &pod->uid},
+		{"netns", PATH_MAX_BYTES, &pod->netns},
+		{"cgroup", PATH_MAX_BYTES, &pod->cgroup},
+		{"reason", REASON_MAX, &pod->reason},
 	};
 	int r = 0;
 

@@ -47,6 +47,7 @@ void pod_free(struct pod *pod)
 	free(pod->uid);
 	free(pod->netns);
 	free(pod->cgroup);
+	free(pod->network);
 	free(pod->ips);
 	json_decref(pod->annotations);
 	json_decref(pod->labels);

@@ -22,6 +22,7 @@ struct pod_table;
 
 struct pod {
 	char *container_id, *if_name; /* never NULL */
+	char *network;		      /* the CNI network that it was added by; NULL: not known */
 	char *ns, *name, *uid;	      /* NULL: not known */
 	char *netns;		      /* path; NULL: not known */
 	char *cgroup;		      /* NULL: not known */

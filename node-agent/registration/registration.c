@@ -303,7 +303,8 @@ static int pod_from_request(const struct agent_request *req, const struct netns_
 		error_set(err, ENOMEM, "pod entry");
 		return -ENOMEM;
 	}
-	complete = copy_text(&pod->ns, req->pod_namespace) &&
+	complete = copy_text(&pod->network, req->network) &&
+		   copy_text(&pod->ns, req->pod_namespace) &&
 		   copy_text(&pod->name, req->pod_name) && copy_text(&pod->uid, req->pod_uid) &&
 		   copy_text(&pod->netns, req->netns) && copy_text(&pod->cgroup, req->cgroup);
 	pod->ips = calloc(req->n_ips + 1, sizeof(*pod->ips));
@@ -573,6 +574,14 @@ static bool is_valid(const struct agent_request *req, const struct pod *pod)
 	return false;
 }
 
+/* A list holds the attachments of one network; with Multus a pod is on several. */
+static bool same_network(const struct agent_request *req, const struct pod *pod)
+{
+	if (!req->network || !pod->network)
+		return req->network == pod->network;
+	return strcmp(req->network, pod->network) == 0;
+}
+
 /* CNI 1.1 GC: what the runtime does not list is left over from a del that never came. */
 static json_t *gc(struct registration *reg, const struct agent_request *req)
 {
@@ -583,7 +592,7 @@ static json_t *gc(struct registration *reg, const struct agent_request *req)
 		struct pod *pod = pod_table_at(reg->table, i - 1);
 
 		/* Without a record nobody knows whose it is: it ends with its namespace. */
-		if (!pod->record || is_valid(req, pod))
+		if (!pod->record || !same_network(req, pod) || is_valid(req, pod))
 			continue;
 		log_write(LOG_INFO, "pod removed", "namespace", pod->ns, "pod", pod->name,
 			  "container", pod->container_id, "interface", pod->if_name, "reason", "gc",

@@ -33,8 +33,8 @@ refused() { # CODE PART [OPTION...] REQUEST: the last answer is this refusal, an
 
 attachment() { # OP CONTAINER IFNAME NETNS-NAME [POD [ANNOTATIONS]]
 	jq -nc --arg op "$1" --arg id "$2" --arg ifname "$3" --arg ns "/run/netns/$4" \
-		--arg pod "${5:-$2}" --argjson annotations "${6:-$SIDECAR}" \
-		'{op: $op, containerId: $id, ifName: $ifname, netns: $ns, ips: ["10.9.0.2/24", "fd09::2/64"],
+		--arg pod "${5:-$2}" --argjson annotations "${6:-$SIDECAR}" --arg network "${NETWORK:-}" \
+		'{op: $op, network: $network, containerId: $id, ifName: $ifname, netns: $ns, ips: ["10.9.0.2/24", "fd09::2/64"],
 		  pod: {namespace: "test", name: $pod, uid: ("uid-" + $pod)}, annotations: $annotations}'
 }
 
@@ -55,8 +55,8 @@ check() { # CONTAINER IFNAME NETNS-NAME
 }
 
 gc() { # VALID: a JSON list of [CONTAINER, IFNAME]
-	ask "$(jq -nc --argjson valid "$1" \
-		'{op: "gc", valid: [$valid[] | {containerId: .[0], ifName: .[1]}]}')"
+	ask "$(jq -nc --argjson valid "$1" --arg network "${NETWORK:-}" \
+		'{op: "gc", network: $network, valid: [$valid[] | {containerId: .[0], ifName: .[1]}]}')"
 }
 
 # The pods as "CONTAINER/IFNAME:DECISION", sorted, on one line.
@@ -353,6 +353,20 @@ test_gc() {
 	refused bad-request "valid" '{"op":"gc"}'
 }
 
+test_gc_of_one_network() {
+	namespaces t-a t-b
+	NETWORK=cluster add c1 eth0 t-a
+	NETWORK=storage add c1 net1 t-a
+	NETWORK=storage add c2 net1 t-b
+	NETWORK=storage gc '[["c1","net1"]]'
+	check_equal "$(pods)" "c1/eth0:redirect c1/net1:redirect"
+	gc '[]'
+	check_equal "$(pods)" "c1/eth0:redirect c1/net1:redirect"
+	NETWORK=cluster gc '[]'
+	check_equal "$(pods)" "c1/net1:redirect"
+	check c1 net1 t-a
+}
+
 test_max_pods() {
 	namespaces t-a t-b t-c
 	add c1 eth0 t-a
@@ -628,6 +642,7 @@ test_agent "add is idempotent, and follows a namespace or an annotation that cha
 test_agent "a late del of an old sandbox leaves the new one alone" test_late_del
 test_agent "the redirection ends with the last interface of a pod" test_two_interfaces
 test_agent "gc removes what is not listed and what has ended" test_gc
+test_agent "gc of one network leaves the others' attachments" test_gc_of_one_network
 test_agent "--max-pods refuses one more, and skipped pods do not count" test_max_pods --max-pods 2
 test_agent "an add whose state cannot be saved is undone" test_state_cannot_be_written
 test_agent "ids are those of the pod's user namespace" test_user_namespaces

@@ -176,6 +176,8 @@ main() {
 		--commit "$(git -C "$REPO_DIR" rev-parse HEAD 2>/dev/null || echo unknown)" \
 		--output "$OUT_DIR/report.json"
 	note "written: $OUT_DIR/report.json"
+	jq -e 'all(.results[]; .errors == 0)' "$OUT_DIR/report.json" >/dev/null ||
+		die "exchanges failed: see errors in the report"
 }
 
 node_enter "$@"

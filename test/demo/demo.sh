@@ -23,6 +23,7 @@ LIB_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../lib" && pwd)
 . "$REPO_DIR/test/demo/narrate.sh"
 
 APP_PORT=8080
+LONG_BYTES=8000000
 
 require() {
 	local program
@@ -54,7 +55,8 @@ make_pods() {
 	heading "Two pods, made by the CNI plugins bridge and host-local, with sockmesh-cni behind them"
 	POD_CONFLIST=$NODE_DIR/10-demo.conflist
 	cni_conflist "$POD_CONFLIST" "$(cni_sockmesh_entry)"
-	show_as "jq -c '.plugins[]' 10-demo.conflist" jq -c '.plugins[]' "$POD_CONFLIST"
+	show_as "jq -c '.plugins[] | del(.ipam)' 10-demo.conflist" \
+		jq -c '.plugins[] | del(.ipam)' "$POD_CONFLIST"
 	for pod in client server; do
 		pod_add "$pod" "$SIDECAR_ANNOTATION" || fail "CNI ADD of pod $pod"
 		say "pod $pod: ${POD_IP4[$pod]} and ${POD_IP6[$pod]}"
@@ -181,13 +183,35 @@ loop_wait() { # COUNT
 	wait_for 20 loop_grew "$1"
 }
 
+# One connection that is open all the while: a slow download, compared at its end.
+long_download() {
+	install -m 0666 /dev/null "$NODE_DIR/long"
+	pod_run client app "$APP_UID" curl --noproxy '*' --silent --show-error --max-time 60 \
+		--limit-rate 1500k --output "$NODE_DIR/long" \
+		"$(app_url "${POD_IP4[server]}" "/bytes/$LONG_BYTES")" &
+	LONG_PID=$!
+}
+
+long_under_way() {
+	kill -0 "$LONG_PID" && [ -s "$NODE_DIR/long" ]
+}
+
+long_is_whole() {
+	"$PYTHON" -I -c 'import sys
+size = int(sys.argv[2])
+wanted = (bytes(range(251)) * (size // 251 + 1))[:size]
+sys.exit(open(sys.argv[1], "rb").read() != wanted)' "$NODE_DIR/long" "$LONG_BYTES"
+}
+
 agent_dies() {
 	local url all bad
 	heading "The agent is killed, traffic goes on"
 	url=$(app_url "${POD_IP4[server]}" /loop)
 	install -m 0666 /dev/null "$NODE_DIR/loop"
 	request_loop "$url"
+	long_download
 	expect "requests run, one new connection after the other" loop_wait 20
+	expect "and a download of $LONG_BYTES bytes, one connection" wait_for 10 long_under_way
 	show_as "kill -9 \$(pidof sockmesh-agent)" agent_kill
 	expect "requests go on without an agent" loop_wait 20
 	say "Programs, links and maps are pinned; the kernel needs no agent to redirect."
@@ -195,6 +219,9 @@ agent_dies() {
 	show sockmeshctl pods
 	expect "the new agent has taken over both pods" pods_redirected
 	expect "requests go on with the new agent" loop_wait 20
+	expect "the download is still under way" long_under_way
+	expect "it ends well" wait "$LONG_PID"
+	expect "and every byte is right" long_is_whole
 	touch "$NODE_DIR/stop"
 	wait "$LOOP_PID"
 	all=$(wc -l <"$NODE_DIR/loop")

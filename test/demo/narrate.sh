@@ -18,7 +18,7 @@ heading() { # TEXT
 }
 
 say() { # TEXT...
-	printf '%s\n' "$*" | fold -s -w 98
+	printf '%s\n' "$*" | fold -s -w 98 | sed 's/ *$//'
 }
 
 finish() { # TEXT

@@ -121,6 +121,15 @@ envoy_config() { # POD FILE
 		"$(envoy_cluster app-ipv4 127.0.0.6)" "$(envoy_cluster app-ipv6 ::6)" >"$2"
 }
 
+envoy_run() { # POD OPTION...
+	local pod=$1 dir
+	shift
+	dir=$(proxy_dir "$pod")
+	pod_run "$pod" istio-proxy "$PROXY_UID" "$PROXY_PROGRAM" --config-path "$dir/envoy.json" \
+		--concurrency 1 --log-level warning --file-flush-interval-msec 20 "$@" \
+		>>"$dir/proxy.log" 2>&1 </dev/null
+}
+
 # ---- HAProxy -----------------------------------------------------------------------------------
 
 # HAProxy asks SO_ORIGINAL_DST of IPv4 listeners only (tcp_get_dst() in its proto_tcp.c), so its
@@ -175,9 +184,7 @@ proxy_start() { # POD
 	if [ "$PROXY_KIND" = envoy ]; then
 		envoy_config "$pod" "$dir/envoy.json"
 		chown -R "$PROXY_UID:$PROXY_UID" "$dir"
-		pod_run "$pod" istio-proxy "$PROXY_UID" "$PROXY_PROGRAM" --config-path "$dir/envoy.json" \
-			--disable-hot-restart --concurrency 1 --log-level warning \
-			--file-flush-interval-msec 20 >>"$dir/proxy.log" 2>&1 </dev/null &
+		envoy_run "$pod" --disable-hot-restart &
 	else
 		haproxy_config "$pod" "$dir/haproxy.cfg"
 		chown -R "$PROXY_UID:$PROXY_UID" "$dir"

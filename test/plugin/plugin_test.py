@@ -491,6 +491,7 @@ def add_tells_the_agent_everything_and_hands_over_the_namespace():
                 "op": "add",
                 "containerId": ID,
                 "ifName": "eth0",
+                "network": "net",
                 "netns": NETNS.path,
                 "pod": {"namespace": "default", "name": "web-1", "uid": UID},
                 "ips": ["10.88.0.5/16", "fd88::5/64"],

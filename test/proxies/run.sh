@@ -242,32 +242,62 @@ lines_reach() { # FILE COUNT
 	[ "$(wc -l <"$1")" -ge "$2" ]
 }
 
-# Reloads under load. A new worker listens beside the old one, then the old one leaves.
-test_haproxy_reload() {
-	local dir=$NODE_DIR/reload i loop seen
+# Restarts pod b's proxy COUNT times while requests come in, and wants every one of them answered
+# through it. RESTART gets the number of the restart.
+restarts_under_load() { # COUNT RESTART
+	local count=$1 restart=$2 dir=$NODE_DIR/restarts i loop seen missed=0
 	rm -rf "$dir"
 	install -d -m 0777 "$dir"
 	install -m 0666 /dev/null "$dir/loop"
-	request_loop plain "$(url b 4 /reload)" "$dir" &
+	request_loop plain "$(url b 4 /restart)" "$dir" &
 	loop=$!
-	for i in 1 2 3 4 5; do
-		kill -USR2 "${PROXY_PID[b]}"
+	for ((i = 1; i <= count; i++)); do
+		"$restart" "$i" || missed=1
 		seen=$(wc -l <"$dir/loop")
-		wait_for 20 lines_reach "$dir/loop" $((seen + 15)) || {
-			echo "no requests after reload $i"
-			break
-		}
+		wait_for 20 lines_reach "$dir/loop" $((seen + 15)) || missed=1
 	done
 	touch "$dir/stop"
 	wait "$loop"
-	wait_for 20 one_worker b
 	echo "$(wc -l <"$dir/loop") requests; those that were not answered through the sidecar:"
 	check_fails grep -v '^curl=0 .*peer=127.0.0.6 .*200$' "$dir/loop"
-	lines_reach "$dir/loop" 75
+	lines_reach "$dir/loop" $((count * 15))
+	check_equal "$missed" 0 "restarts without requests after them"
 }
 
-one_worker() { # POD: of HAProxy, beside the master
-	[ "$(wc -l <"$(proxy_procs "$1")")" -eq 2 ]
+# A new worker listens beside the old one, then the old one leaves.
+test_haproxy_reload() {
+	restarts_under_load 5 haproxy_reload
+	wait_for 20 process_count b 2 # the master and one worker
+}
+
+haproxy_reload() {
+	kill -USR2 "${PROXY_PID[b]}"
+}
+
+# Envoy's own: a new process takes the sockets over and tells the old one to drain and to end.
+test_envoy_hot_restart() {
+	proxy_kill b
+	# What old and new process share has one name for the whole machine.
+	mount -t tmpfs tmpfs /dev/shm
+	envoy_epoch b 0
+	wait_for 20 proxy_ready b
+	restarts_under_load 2 envoy_restart
+	proxy_kill b
+	umount /dev/shm
+	proxy_start b
+}
+
+envoy_restart() { # NUMBER
+	envoy_epoch b "$1"
+	wait_for 20 process_count b 2 && wait_for 20 process_count b 1
+}
+
+envoy_epoch() { # POD EPOCH
+	envoy_run "$1" --base-id 0 --restart-epoch "$2" --drain-time-s 1 --parent-shutdown-time-s 2 &
+}
+
+process_count() { # POD COUNT
+	[ "$(wc -l <"$(proxy_procs "$1")")" -eq "$2" ]
 }
 
 # The agent's own books after all that: nothing waits to be handed over, nothing was lost, and the
@@ -335,6 +365,9 @@ run_proxy() { # envoy|haproxy
 	run_family 4
 	if [ "$1" = envoy ]; then
 		run_family 6
+		tap_test "envoy: two hot restarts under load, every request answered through the sidecar" \
+			test_envoy_hot_restart
+		proxy_find b
 	else
 		run_haproxy_ipv6
 		tap_test "haproxy: five reloads under load, every request answered through the sidecar" \

@@ -21,7 +21,7 @@ static const char *make_directory(void)
 
 static const char *path_of(const char *name)
 {
-	static char path[128];
+	static char path[sizeof(directory) + 257];
 
 	snprintf(path, sizeof(path), "%s/%s", directory, name);
 	return path;
