@@ -24,7 +24,7 @@ G := build/gen
 VERSION := $(shell cat VERSION)
 
 Q   := $(if $(filter 1,$(V)),,@)
-say  = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' $(1) $(2))
+say  = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' $(1) '$(2)')
 
 , := ,
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Werror
@@ -190,11 +190,13 @@ lint: $(SKELS) ## formatting, static analysis, shell scripts, spelling
 	$(call say,FORMAT,--dry-run)
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 	$(call say,TIDY,$(words $(TIDY_FILES)) files)
-	$(Q)printf '%s\n' $(TIDY_FILES) | xargs -P 2 -n 6 sh -c 'clang-tidy --quiet "$$@" -- $(CPPFLAGS) -std=gnu11 2>/dev/null' tidy
+	$(Q)TIDY_FLAGS="$$(printf '%s ' $(CPPFLAGS) -std=gnu11)"; export TIDY_FLAGS; \
+		printf '%s\n' $(TIDY_FILES) | \
+		xargs -P 2 -n 6 sh -c 'clang-tidy --quiet "$$@" -- $$TIDY_FLAGS 2>/dev/null' tidy
 	$(call say,SHELL,$(words $(SH_FILES)) files)
 	$(Q)shellcheck -x $(SH_FILES)
 	$(call say,SPELL,)
-	$(Q)git ls-files | grep -vE '^(test/fuzz/corpus/|LICENSE)' | xargs codespell --ignore-words-list=crate,ect,uint,fo,te,nd,ans,ue
+	$(Q)git ls-files | grep -vE '^(test/fuzz/corpus/|LICENSE)' | xargs codespell --ignore-words-list=bu,crate,ect,uint,fo,te,nd,ans,ue
 
 format: ## format every C file
 	$(Q)clang-format -i $(C_FILES)

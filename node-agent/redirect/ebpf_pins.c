@@ -320,7 +320,7 @@ static int remove_directory(const char *path, struct error *err)
 	if (!dir)
 		return errno == ENOENT ? 0 : error_set(err, errno, "open %s", path);
 	while ((entry = readdir(dir)))
-		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..") &&
+		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
 		    unlinkat(dirfd(dir), entry->d_name, 0) < 0 && errno != ENOENT)
 			return error_set(err, errno, "remove %s/%s", path, entry->d_name);
 	if (rmdir(path) < 0 && errno != ENOENT)
@@ -339,7 +339,8 @@ static int remove_map_directories(const char *root, int keep_version, struct err
 	while (!r && (entry = readdir(dir))) {
 		char path[PIN_PATH_MAX];
 
-		if (strncmp(entry->d_name, "maps-v", 6) || atoi(entry->d_name + 6) == keep_version)
+		if (strncmp(entry->d_name, "maps-v", 6) != 0 ||
+		    atoi(entry->d_name + 6) == keep_version)
 			continue;
 		snprintf(path, sizeof(path), "%.250s/%.250s", root, entry->d_name);
 		r = remove_directory(path, err);

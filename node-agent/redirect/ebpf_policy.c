@@ -214,7 +214,8 @@ static void choose_sources(const struct ip_address *addresses, size_t n, struct 
 			ip_address_is_v4(&addresses[i]) ? &ret->source4 : &ret->source6;
 
 		if (ip_address_is_loopback(&addresses[i]) ||
-		    ip_address_is_link_local(&addresses[i]) || memcmp(source, &none, sizeof(none)))
+		    ip_address_is_link_local(&addresses[i]) ||
+		    memcmp(source, &none, sizeof(none)) != 0)
 			continue;
 		*source = addr16_of(&addresses[i]);
 	}

@@ -794,7 +794,7 @@ static int verify_config(struct ebpf *e, const struct redirect_pod *pod, struct 
 	if (r)
 		return r;
 	want.flags |= POD_ACTIVE | (got.flags & POD_ADDED_PASSTHROUGH);
-	if (memcmp(&want, &got, sizeof(want)))
+	if (memcmp(&want, &got, sizeof(want)) != 0)
 		return error_set(err, ENODEV, "the kernel has another plan for the pod");
 	r = ebpf_policy_build(pod->plan, got.policy, &policy, err);
 	if (r)

@@ -34,6 +34,7 @@ rig_up() {
 }
 
 rig_down() {
+	trap "" INT TERM HUP # whoever ends us tells the whole process group, more than once
 	local id dir
 	for id in "${!servers[@]}"; do
 		stop_servers "$id"
@@ -100,15 +101,19 @@ agent_kill() { # NAME
 	wait "${agent_pid[$1]}" 2>/dev/null
 }
 
-# How many entries a map of this agent holds.
-map_entries() { # AGENT MAP
+# What a map of this agent holds, as JSON.
+map_values() { # AGENT MAP
 	local pin
 	pin=$(find "$work/bpf-$1" -name "$2" -print -quit)
 	[ -n "$pin" ] || {
 		echo "no pin is called $2"
 		return 1
 	}
-	bpftool map dump pinned "$pin" -j | jq length
+	bpftool map dump pinned "$pin" -j
+}
+
+map_entries() { # AGENT MAP
+	map_values "$1" "$2" | jq length
 }
 
 # ---- namespaces --------------------------------------------------------------------------------
@@ -195,7 +200,7 @@ start_servers() { # NAME KIND COMMAND...
 }
 
 group_is_gone() { # PROCESS-GROUP
-	! kill -0 -- "-$1" 2>/dev/null
+	! pgrep -g "$1" -r R,S,D # a zombie has closed its sockets, whenever it is reaped
 }
 
 # Returns when their sockets are closed.

@@ -2,24 +2,39 @@
 """The application of the demo and of tests: an HTTP server that says who it thinks is calling.
 
 Usage: http_echo.py PORT. Listens on both families. It knows nothing of any proxy. The path
-/bytes/N answers N bytes, each that of its position modulo 251.
+/bytes/N answers N bytes, each that of its position modulo 251; /drip/N answers N lines with their
+numbers, one every 20 milliseconds.
 """
 
 import http.server
 import socket
 import sys
+import time
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        if self.path.startswith("/drip/"):
+            self.drip(int(self.path.removeprefix("/drip/")))
+            return
         body = self.payload() if self.path.startswith("/bytes/") else self.report()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def drip(self, lines):
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for number in range(lines):
+            self.wfile.write(f"{number}\n".encode())
+            self.wfile.flush()
+            time.sleep(0.02)
+        self.close_connection = True
 
     def payload(self):
         size = int(self.path.removeprefix("/bytes/"))
