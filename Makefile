@@ -122,7 +122,7 @@ $(UNIT_BIN): $(B)/test/unit/%: $(B)/obj/test/unit/%.o $(call obj,$(LIB_SRC) test
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(AGENT_LIBS) -lpthread
 
 # Test clients and servers are static, so that they also run inside an initramfs.
-$(PROG_BIN): $(B)/test/%: test/%.c $(wildcard test/lib/*.h)
+$(PROG_BIN): $(B)/test/%: test/%.c $(wildcard test/lib/*.h test/contract/*.h)
 	$(call say,CC,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -g -static -o $@ $< -lpthread
