@@ -9,8 +9,11 @@
 #include <errno.h>
 #include <libmnl/libmnl.h>
 #include <linux/if_addr.h>
+#include <linux/inet_diag.h>
 #include <linux/net_namespace.h>
 #include <linux/rtnetlink.h>
+#include <linux/sock_diag.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -26,9 +29,9 @@ static void mnl_close_at(struct mnl_socket **nl)
 }
 
 /* One request and its answers; the callback may be NULL. -errno is the kernel's own answer. */
-static int talk(const struct nlmsghdr *request, mnl_cb_t fn, void *arg)
+static int talk_to(int family, const struct nlmsghdr *request, mnl_cb_t fn, void *arg)
 {
-	scoped_mnl struct mnl_socket *nl = mnl_socket_open2(NETLINK_ROUTE, SOCK_CLOEXEC);
+	scoped_mnl struct mnl_socket *nl = mnl_socket_open2(family, SOCK_CLOEXEC);
 	scoped_free char *buf = malloc(RECEIVE_BUFFER_BYTES);
 	unsigned int port;
 	int r = MNL_CB_OK;
@@ -50,6 +53,11 @@ static int talk(const struct nlmsghdr *request, mnl_cb_t fn, void *arg)
 			return -errno;
 	}
 	return 0;
+}
+
+static int talk(const struct nlmsghdr *request, mnl_cb_t fn, void *arg)
+{
+	return talk_to(NETLINK_ROUTE, request, fn, arg);
 }
 
 /* ---- addresses ------------------------------------------------------------------------------ */
@@ -174,6 +182,64 @@ int netlink_set_passthrough_address(int netns_fd, bool present, bool *ret_change
 
 	if (!r && ret_changed)
 		*ret_changed = request.changed;
+	return r;
+}
+
+/* ---- listeners --------------------------------------------------------------------------------
+ */
+
+struct listener_request {
+	uint16_t port;
+	bool found;
+};
+
+static int see_listener(const struct nlmsghdr *nlh, void *arg)
+{
+	const struct inet_diag_msg *msg = mnl_nlmsg_get_payload(nlh);
+	struct listener_request *request = arg;
+
+	if (mnl_nlmsg_get_payload_len(nlh) >= sizeof(*msg) &&
+	    ntohs(msg->id.idiag_sport) == request->port)
+		request->found = true;
+	return MNL_CB_OK;
+}
+
+static int find_listener_inside(void *arg, struct error *err)
+{
+	static const __u8 families[] = {AF_INET, AF_INET6};
+	struct listener_request *request = arg;
+
+	for (size_t i = 0; i < sizeof(families) && !request->found; i++) {
+		char buf[MNL_NLMSG_HDRLEN + 128] __attribute__((aligned(NLMSG_ALIGNTO)));
+		struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+		struct inet_diag_req_v2 *diag;
+		int r;
+
+		nlh->nlmsg_type = SOCK_DIAG_BY_FAMILY;
+		nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+		nlh->nlmsg_seq = 1;
+		diag = mnl_nlmsg_put_extra_header(nlh, sizeof(*diag));
+		memset(diag, 0, sizeof(*diag));
+		diag->sdiag_family = families[i];
+		diag->sdiag_protocol = IPPROTO_TCP;
+		diag->idiag_states = 1 << TCP_LISTEN;
+		diag->id.idiag_sport = htons(request->port);
+		r = talk_to(NETLINK_SOCK_DIAG, nlh, see_listener, request);
+		if (r == -ENOENT || r == -EPROTONOSUPPORT)
+			request->found = true; /* no inet_diag in this kernel */
+		else if (r)
+			return error_set(err, -r, "look for listening sockets");
+	}
+	return 0;
+}
+
+int netlink_has_listener(int netns_fd, uint16_t port, bool *ret, struct error *err)
+{
+	struct listener_request request = {.port = port};
+	int r = netns_run(netns_fd, find_listener_inside, &request, err);
+
+	if (!r)
+		*ret = request.found;
 	return r;
 }
 

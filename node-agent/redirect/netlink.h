@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 struct error;
 
@@ -24,6 +25,12 @@ int netlink_list_addresses(int netns_fd, struct ip_address **ret, size_t *ret_n,
  */
 int netlink_set_passthrough_address(int netns_fd, bool present, bool *ret_changed,
 				    struct error *err);
+
+/*
+ * Does anything in the namespace listen on this TCP port? By inet_diag, which looks at listening
+ * sockets only. *ret is true where the kernel has no inet_diag: it cannot be ruled out.
+ */
+int netlink_has_listener(int netns_fd, uint16_t port, bool *ret, struct error *err);
 
 /* The id by which our namespace knows that one; given one when it has none. */
 int netlink_namespace_id(int netns_fd, int *ret_id, struct error *err);

@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -289,11 +290,23 @@ static int read_iterator(void *arg, struct error *err)
 	return n < 0 ? error_set(err, errno, "look for the proxy's listeners") : 0;
 }
 
-/* Registers inbound listeners of the pod that are not registered. */
+/*
+ * Registers inbound listeners of the pod that are not registered. The iterator walks all sockets
+ * of the node, some milliseconds, so a pod where nothing listens, as every new one, is not worth
+ * it: what starts to listen from now on registers itself.
+ */
 static int listeners_scan(struct ebpf *e, uint64_t cookie, int netns_fd, struct error *err)
 {
 	struct listener_scan_bpf__bss *in = e->scan->bss;
+	struct pod_config cfg;
+	bool listening = false;
+	int r;
 
+	if (!pod_config_read(e, cookie, &cfg))
+		return 0;
+	r = netlink_has_listener(netns_fd, cfg.inbound_port, &listening, err);
+	if (r || !listening)
+		return r;
 	in->scan_netns = cookie;
 	for (uint32_t slot = 0; slot < LISTENER_SLOTS; slot++) {
 		struct listener_key key = {.netns = cookie, .slot = slot};
@@ -1211,6 +1224,7 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 		ebpf_close(e);
 		return r;
 	}
+	malloc_trim(0); /* libbpf is done with the kernel's BTF: 11 MB of 15 */
 	*ret_state = e;
 	return 0;
 }

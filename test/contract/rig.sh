@@ -74,14 +74,14 @@ make_cgroup() { # DIR
 # ---- agents ------------------------------------------------------------------------------------
 
 # The processes of this agent's pods belong into its cgroup.
-agent_up() { # NAME
+agent_up() { # NAME [OPTION...]
 	local name=$1
 	[ -d "$cgroup_base" ] || make_cgroup "$cgroup_base" || return
 	[ -d "$cgroup_base/$name" ] || agent_cgroup "$name" || return
 	mkdir -p "$work/run-$name" "$work/bpf-$name"
 	"$BUILD_DIR/bin/sockmesh-agent" --run-dir "$work/run-$name" --bpffs-dir "$work/bpf-$name" \
 		--cgroup-root "$cgroup_base/$name" --kubernetes off --mode ebpf --accelerate off \
-		>"$work/agent-$name.log" 2>&1 &
+		"${@:2}" >"$work/agent-$name.log" 2>&1 &
 	agents+=($!)
 	agent_pid[$name]=$!
 	wait_for 10 "$PROGRAMS/enrol" "$work/run-$name" status || {

@@ -239,6 +239,108 @@ expect_no_handover_left() { # NAME
 	no_handover_left || handovers_left | sed 's/^/#   /'
 }
 
+# Connections whose SYN nobody answers: prints how each connect() began, and holds them all.
+PENDING='
+import errno, os, signal, socket, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+held, began = [], {}
+for i in range(int(sys.argv[1])):
+    s = socket.socket()
+    s.setblocking(False)
+    name = errno.errorcode.get(s.connect_ex(("10.99.0.1", 80)), "0")
+    began[name] = began.get(name, 0) + 1
+    held.append(s)
+print(*("%s=%d" % item for item in sorted(began.items())), os.getpid(), flush=True)
+signal.pause()
+'
+
+pending_up() { # NAME COUNT
+	as_pod "$1" 0 0 python3 -c "$PENDING" "$2" >"$work/pending-$1" &
+	wait_for 10 test -s "$work/pending-$1"
+}
+
+pending_down() { # NAME
+	kill "$(awk '{ print $NF }' "$work/pending-$1")"
+	wait -n 2>/dev/null
+}
+
+pod_events() { # NAME
+	"$BUILD_DIR/bin/sockmeshctl" --run-dir "$work/run-limits" pod "contract/$1" -o json |
+		jq -c .counters.events
+}
+
+places() {
+	map_values limits gauges | jq '[.[].formatted.value.handovers] | add'
+}
+
+no_place_taken() {
+	[ "$(places)" = 0 ]
+}
+
+# A place for its hand-over is taken before a connection is let go, and given back whatever becomes
+# of it. Beyond the limit connections are refused and counted, and the next pod still has its share.
+scenario_limits() {
+	local first=limits-first second=limits-second name
+	if [ "$ENGINE" = reference ]; then
+		echo "ok - limits # SKIP the reference engine has no limits of its own"
+		return
+	fi
+	agent_up limits --max-handovers-per-pod 8 --max-handovers 12 || {
+		echo "not ok - limits: the agent starts"
+		return
+	}
+	fresh $first limits || return
+	fresh $second limits || { pod_down $first && return; }
+	for name in $first $second; do
+		outbound_proxy "$name" separate
+		inside "$name" nft -f - <<-'EOF'
+			table ip deaf {
+				chain in {
+					type filter hook input priority 0
+					tcp dport 15001 tcp flags & syn == syn drop
+				}
+			}
+		EOF
+	done
+	pending_up $first 10
+	expect "limits: a pod's share is 8 places" "EINPROGRESS=8 EPERM=2" cat "$work/pending-$first"
+	expect "limits: refusals are counted" '"handover-pod-limit":2' pod_events $first
+	pending_up $second 8
+	expect "limits: the node has 4 left for another pod" "EINPROGRESS=4 EPERM=4" \
+		cat "$work/pending-$second"
+	expect "limits: which is counted too" '"handover-node-limit":4' pod_events $second
+	expect "limits: and logged" "max-handovers-per-pod is reached" cat "$work/agent-limits.log"
+	pending_down $first
+	pending_down $second
+	wait_for 5 no_place_taken
+	result $? "limits: places are given back when the sockets close"
+	for name in $first $second; do
+		inside "$name" nft delete table ip deaf
+		expect "$name: captured again" "label=outbound odst4=16:$EXT4:80" dial_as "$name" 1000 "$EXT4:80"
+	done
+	pod_down $first
+	pod_down $second
+}
+
+# More listeners than a pod has slots: all but one of them leave.
+scenario_many_listeners() {
+	local name=many-listeners in=("$POD4:8080" "$POD6:8080")
+	fresh $name || return
+	inbound_proxy $name separate --reuseport --echo --workers 12
+	servers[$name.old]=${servers[$name.inbound]}
+	expect "$name: 24 listeners serve" "ok 100" flood_from_world $name inbound 100 "${in[@]}"
+	inbound_proxy $name separate --reuseport --echo
+	stop_servers $name.old
+	expect "$name: the last pair serves alone" "ok 100" flood_from_world $name inbound 100 "${in[@]}"
+	servers[$name.last]=${servers[$name.inbound]}
+	inbound_proxy $name separate --reuseport --echo --workers 12
+	stop_servers $name.inbound
+	wait_for 5 flood_from_world $name inbound 100 "${in[@]}"
+	result $? "$name: found again when newer ones took its slots and left"
+	stop_servers $name.last
+	pod_down $name
+}
+
 long_counts() { # sets held and total
 	held=60000 total=100000
 	[ "$SCALE" = full ] || held=3000 total=5000
