@@ -129,6 +129,15 @@ static __always_inline struct decision first_match(const struct pod_rule *rules,
 	return d;
 }
 
+/*
+ * An element that was deleted while a preempted program looked at it may already hold another pod
+ * (hash maps reuse memory at once). Whoever has read a decision from a pod asks this afterwards.
+ */
+static __always_inline int pod_is_still(const struct pod_config *pod, __u64 netns)
+{
+	return *(const volatile __u64 *)&pod->netns == netns;
+}
+
 static __always_inline struct decision decide_outbound(const struct pod_config *pod,
 						       const struct flow *flow,
 						       const struct opener *who, __u32 *ret_facts)

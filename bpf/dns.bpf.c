@@ -13,13 +13,22 @@
 
 enum { SENDMSG_DENY = 0, SENDMSG_ALLOW = 1 };
 
-static __always_inline int remember(struct bpf_sock_addr *ctx, const struct flow *flow,
-				    const struct endpoint *rewritten)
+/* A question that is older was lost: resolvers ask again after five seconds. */
+#define ANSWER_NS 10000000000ull
+
+static __always_inline struct dns_ring *ring_of(struct dns_asked_locked *asked, int is_v4)
 {
-	struct bpf_sock *sk = ctx->sk;
+	return is_v4 ? &asked->v4 : &asked->v6;
+}
+
+static __always_inline int remember(struct bpf_sock_addr *ctx, const struct flow *flow, __u16 port)
+{
 	struct dns_asked_locked *asked = NULL;
+	struct bpf_sock *sk = ctx->sk;
+	__u64 now = bpf_ktime_get_ns();
+	struct dns_question *q;
+	struct dns_ring *ring;
 	int overflow = 0;
-	__u32 at;
 
 	if (sk)
 		asked = bpf_sk_storage_get(&dns_asked, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
@@ -27,17 +36,19 @@ static __always_inline int remember(struct bpf_sock_addr *ctx, const struct flow
 		report_event(flow->netns, EVENT_RECORD_FAILED);
 		return -1;
 	}
+	ring = ring_of(asked, addr16_is_v4(&flow->destination));
 	bpf_spin_lock(&asked->lock);
-	asked->rewritten = *rewritten;
-	if (asked->n >= DNS_ASKED_MAX) {
-		asked->first++;
-		asked->n = DNS_ASKED_MAX - 1;
+	asked->port = port;
+	if (ring->n >= DNS_ASKED_MAX) {
+		ring->first++;
+		ring->n = DNS_ASKED_MAX - 1;
 		overflow = 1;
 	}
-	at = (asked->first + asked->n) & (DNS_ASKED_MAX - 1);
-	asked->asked[at].addr = flow->destination;
-	asked->asked[at].port = flow->port;
-	asked->n++;
+	q = &ring->asked[(ring->first + ring->n) & (DNS_ASKED_MAX - 1)];
+	q->at_ns = now;
+	q->server.addr = flow->destination;
+	q->server.port = flow->port;
+	ring->n++;
 	bpf_spin_unlock(&asked->lock);
 	if (overflow)
 		count_event(flow->netns, EVENT_DNS_OVERFLOW);
@@ -59,12 +70,16 @@ static __always_inline int question(struct bpf_sock_addr *ctx, struct flow *flow
 	who = opener_of(kernel_sock(ctx->sk));
 	addr16_resolve_unspecified(&flow->destination, &flow->source);
 	d = decide_outbound(pod, flow, &who, &facts);
+	if (!pod_is_still(pod, flow->netns)) {
+		report_event(flow->netns, EVENT_RECORD_FAILED);
+		return SENDMSG_DENY;
+	}
 	count_rule(flow->netns, d.rule);
 	if (!d.redirect)
 		return SENDMSG_ALLOW;
 	target->port = d.port;
 	target->addr = addr16_is_v4(&flow->destination) ? addr16_from_v4(BE32(0x7f000001)) : lo6;
-	return remember(ctx, flow, target) ? SENDMSG_DENY : SENDMSG_ALLOW;
+	return remember(ctx, flow, d.port) ? SENDMSG_DENY : SENDMSG_ALLOW;
 }
 
 SEC("cgroup/sendmsg4")
@@ -117,41 +132,54 @@ int sockmesh_sendmsg6(struct bpf_sock_addr *ctx)
 	return SENDMSG_ALLOW;
 }
 
-static __always_inline int came_from(struct bpf_sock_addr *ctx, const struct addr16 *source,
-				     const struct endpoint *rewritten)
+/* Takes the oldest question that may still be answered; the last server when there is none. */
+static __always_inline void take_oldest(struct dns_ring *ring, __u64 now, struct endpoint *ret)
 {
-	return bpf_ntohs(ctx->user_port) == rewritten->port &&
-	       addr16_equal(source, &rewritten->addr);
+	for (int i = 0; i < DNS_ASKED_MAX; i++) {
+		const struct dns_question *q = &ring->asked[ring->first & (DNS_ASKED_MAX - 1)];
+
+		if (!ring->n)
+			break;
+		ring->first++;
+		ring->n--;
+		ring->last = q->server;
+		if (now - q->at_ns < ANSWER_NS)
+			break;
+	}
+	*ret = ring->last;
 }
 
-/* Who the answer appears to come from; 0 when it is not an answer of ours. */
+/*
+ * Who the answer appears to come from; 0 when it is not an answer of ours. Questions that wait were
+ * asked after the socket was connected, because connect() forgets them, so they come first.
+ */
 static __always_inline int answerer(struct bpf_sock_addr *ctx, const struct addr16 *source,
 				    struct endpoint *ret)
 {
-	struct bpf_sock *sk = ctx->sk;
+	__u16 port = bpf_ntohs(ctx->user_port);
 	struct dns_asked_locked *asked;
-	struct capture *c;
+	struct bpf_sock *sk = ctx->sk;
+	const struct capture *c;
+	struct dns_ring *ring;
+	int waiting = 0;
+	__u64 now;
 
 	if (!sk)
 		return 0;
 	asked = bpf_sk_storage_get(&dns_asked, sk, NULL, 0);
-	if (asked && came_from(ctx, source, &asked->rewritten)) {
+	if (asked && port == asked->port && addr16_is_loopback(source)) {
+		ring = ring_of(asked, addr16_is_v4(source));
+		now = bpf_ktime_get_ns();
 		bpf_spin_lock(&asked->lock);
-		if (asked->n) {
-			asked->last = asked->asked[asked->first & (DNS_ASKED_MAX - 1)];
-			asked->first++;
-			asked->n--;
-		}
-		*ret = asked->last;
+		waiting = ring->n != 0;
+		take_oldest(ring, now, ret);
 		bpf_spin_unlock(&asked->lock);
-		return 1;
 	}
-	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
-	if (c && c->state == CAPTURE_DATAGRAM && came_from(ctx, source, &c->rewritten)) {
+	c = waiting ? NULL : bpf_sk_storage_get(&captures, sk, NULL, 0);
+	if (c && c->state == CAPTURE_DATAGRAM && port == c->rewritten.port &&
+	    addr16_equal(source, &c->rewritten.addr))
 		*ret = c->original;
-		return 1;
-	}
-	return 0;
+	return ret->port != 0;
 }
 
 SEC("cgroup/recvmsg4")

@@ -15,17 +15,26 @@ const volatile __u64 pod_netns;
 enum { IPPROTO_TCP_ = 6, TCP_LISTEN_STATE = 10 };
 
 /*
- * Traffic that never left the pod: from loopback, from an own address, from the proxy's
- * passthrough source. The ingress interface cannot tell: traffic to the pod's own address shows
- * eth0. The kernel drops packets from outside with such a source, or answers them to ourselves.
+ * Traffic that never left the pod: from loopback or from an own address, of which the passthrough
+ * source ::6 is one when it is on lo. The ingress interface cannot tell: traffic to the pod's own
+ * address shows eth0. The kernel drops packets from outside with such a source, or answers them to
+ * ourselves.
  */
 static __always_inline int is_local(const struct addr16 *remote, const struct addr16 *local)
 {
-	return addr16_is_loopback(remote) || addr16_is_passthrough(remote) ||
-	       addr16_equal(remote, local) || is_own_address(pod_netns, remote);
+	return addr16_is_loopback(remote) || addr16_equal(remote, local) ||
+	       is_own_address(pod_netns, remote);
 }
 
-static __always_inline int steer(struct bpf_sk_lookup *ctx)
+static __always_inline int is_listening_on(struct bpf_sock *sk, __u16 port)
+{
+	volatile struct bpf_sock *s = sk;
+	__u32 state = s->state, src_port = s->src_port;
+
+	return state == TCP_LISTEN_STATE && src_port == port;
+}
+
+static __always_inline int steer(struct bpf_sk_lookup *ctx, __u16 inbound_port)
 {
 	struct listener_key key = {.netns = pod_netns};
 
@@ -37,8 +46,11 @@ static __always_inline int steer(struct bpf_sk_lookup *ctx)
 		sk = bpf_map_lookup_elem(&listeners, &key);
 		if (!sk)
 			continue;
-		/* Fails for a listener of the other family; a dual-stack one serves both. */
-		if (sk->state == TCP_LISTEN_STATE)
+		/*
+		 * Fails for a listener of the other family; a dual-stack one serves both. One on
+		 * another port registered under an earlier configuration.
+		 */
+		if (is_listening_on(sk, inbound_port))
 			err = bpf_sk_assign(ctx, sk, 0);
 		bpf_sk_release(sk);
 		if (!err)
@@ -58,6 +70,7 @@ int sockmesh_inbound(struct bpf_sk_lookup *ctx)
 	__u64 netns = pod_netns;
 	struct decision d;
 	__u32 facts;
+	__u16 inbound_port;
 
 	if (protocol != IPPROTO_TCP_)
 		return SK_PASS;
@@ -81,6 +94,11 @@ int sockmesh_inbound(struct bpf_sk_lookup *ctx)
 		return SK_PASS;
 	facts = FACT_TCP | (family == AF_INET6 ? FACT_IPV6 : 0) | port_facts(pod, port, 1);
 	d = first_match(pod->inbound, pod->n_inbound, POD_RULES_INBOUND_MAX, facts);
+	inbound_port = pod->inbound_port;
+	if (!pod_is_still(pod, netns)) {
+		report_event(netns, EVENT_RECORD_FAILED);
+		return SK_DROP;
+	}
 	count_rule(netns, d.rule);
-	return d.redirect ? steer(ctx) : SK_PASS;
+	return d.redirect ? steer(ctx, inbound_port) : SK_PASS;
 }

@@ -62,7 +62,7 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
-	if (!c || c->state != CAPTURE_RESERVED)
+	if (!c || c->state != CAPTURE_PENDING)
 		return;
 	read_tuple(ctx, &t);
 	__builtin_memset(&c->key, 0, sizeof(c->key));
@@ -73,14 +73,17 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	c->key.remote_port = t.remote_port;
 	entry.original = c->original;
 	entry.cookie = bpf_get_socket_cookie(ctx);
+	c->state = CAPTURE_HANDED;
+	/* An entry of the same tuple is a leftover of a connection that is gone: its place is ours.
+	 */
+	if (!bpf_map_lookup_elem(&handovers, &c->key))
+		handover_take(c->netns);
 	if (bpf_map_update_elem(&handovers, &c->key, &entry, BPF_ANY)) {
-		/* The place was reserved, so this is the kernel's memory: the proxy gets ENOENT. */
+		/* There was a place, so this is the kernel's memory: the proxy gets ENOENT. */
 		report_event(c->netns, EVENT_HANDOVER_LOST);
 		handover_release(c->netns);
-		c->state = CAPTURE_HANDED;
 		return;
 	}
-	c->state = CAPTURE_HANDED;
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
@@ -181,8 +184,11 @@ static __always_inline void listening(struct bpf_sock_ops *ctx)
 	if (t.local_port != pod->inbound_port)
 		return;
 	who = opener_of(kernel_sock(sk));
-	if (!is_inbound_listener(pod, t.local_port, &t.local, &who))
+	if (!is_inbound_listener(pod, t.local_port, &t.local, &who)) {
+		if (!addr16_is_loopback(&t.local))
+			report_event(netns, EVENT_LISTENER_NOT_PROXY);
 		return;
+	}
 	mark = bpf_sk_storage_get(&listener_marks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!mark) {
 		report_event(netns, EVENT_LISTENER_FAILED);
@@ -221,19 +227,6 @@ int sockmesh_sockops(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		listening(ctx);
 		break;
-	}
-	return 1;
-}
-
-/* A place that was taken by a connect() which then failed before it had ports. */
-SEC("cgroup/sock_release")
-int sockmesh_release(struct bpf_sock *ctx)
-{
-	struct capture *c = bpf_sk_storage_get(&captures, ctx, NULL, 0);
-
-	if (c && c->state == CAPTURE_RESERVED) {
-		c->state = CAPTURE_NONE;
-		handover_release(c->netns);
 	}
 	return 1;
 }

@@ -31,21 +31,17 @@ struct attempt {
 	__u32 facts;
 };
 
-static __always_inline int reserve_handover(struct capture *c, __u64 netns)
+static __always_inline int has_handover_place(__u64 netns)
 {
-	if (c->state == CAPTURE_RESERVED)
-		return 0; /* an earlier attempt of this socket never got as far as its ports */
-	if (gauge_take(netns, max_handovers_per_pod)) {
+	if (!gauge_has_room(netns, max_handovers_per_pod)) {
 		report_event(netns, EVENT_HANDOVER_POD_LIMIT);
-		return -1;
+		return 0;
 	}
-	if (gauge_take(0, max_handovers)) {
-		gauge_give(netns);
+	if (!gauge_has_room(0, max_handovers)) {
 		report_event(netns, EVENT_HANDOVER_NODE_LIMIT);
-		return -1;
+		return 0;
 	}
-	c->state = CAPTURE_RESERVED;
-	return 0;
+	return 1;
 }
 
 /* 0, or -1 when the connection must be refused. */
@@ -68,7 +64,8 @@ static __always_inline int record(struct bpf_sock_addr *ctx, const struct attemp
 		c->state = CAPTURE_DATAGRAM;
 		return 0;
 	}
-	return reserve_handover(c, a->flow.netns);
+	c->state = CAPTURE_PENDING;
+	return has_handover_place(a->flow.netns) ? 0 : -1;
 }
 
 /* A socket that was captured before and is not now must not keep its old record. */
@@ -80,11 +77,33 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	if (!sk)
 		return;
 	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
-	if (!c)
-		return;
-	if (c->state == CAPTURE_RESERVED)
-		handover_release(c->netns);
-	c->state = CAPTURE_NONE;
+	if (c)
+		c->state = CAPTURE_NONE;
+}
+
+/* What a socket asked before it was connected answers nothing that it asks from now on. */
+static __always_inline void forget_questions(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (sk)
+		bpf_sk_storage_delete(&dns_asked, sk);
+}
+
+/*
+ * A second copy of this program, attached to another cgroup on the way while an agent moves, sees
+ * what the first one has rewritten already.
+ */
+static __always_inline int is_decided(struct bpf_sock_addr *ctx, const struct attempt *a)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct capture *c;
+
+	if (!sk || a->flow.udp)
+		return 0;
+	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
+	return c && c->state == CAPTURE_PENDING && c->rewritten.port == a->flow.port &&
+	       addr16_equal(&c->rewritten.addr, &a->flow.destination);
 }
 
 static __always_inline int is_proxy_port(const struct pod_config *pod, __u16 port)
@@ -199,11 +218,17 @@ static __always_inline int attempt_decide(struct bpf_sock_addr *ctx, struct atte
 	struct decision d;
 	int hand_over;
 
-	if (!pod || !(pod->flags & POD_ACTIVE))
+	if (!pod || !(pod->flags & POD_ACTIVE) || is_decided(ctx, a))
 		return CONNECT_ALLOW;
+	if (a->flow.udp)
+		forget_questions(ctx);
 	who = opener_of(kernel_sock(ctx->sk));
 	addr16_resolve_unspecified(&a->flow.destination, &a->flow.source);
 	d = decide_outbound(pod, &a->flow, &who, &a->facts);
+	if (!pod_is_still(pod, a->flow.netns)) {
+		report_event(a->flow.netns, EVENT_RECORD_FAILED);
+		return CONNECT_DENY;
+	}
 	count_rule(a->flow.netns, d.rule);
 
 	/*
@@ -271,7 +296,8 @@ int sockmesh_connect4(struct bpf_sock_addr *ctx)
 	if (!addr16_is_zero(&source)) {
 		struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = source.w[3]};
 
-		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)) &&
+		    addr16_is_loopback(&a.target.addr))
 			count_event(a.flow.netns, EVENT_SOURCE_NOT_BOUND);
 	}
 	ctx->user_ip4 = a.target.addr.w[3];
@@ -307,7 +333,8 @@ int sockmesh_connect6(struct bpf_sock_addr *ctx)
 		from.sin6_addr.in6_u.u6_addr32[1] = source.w[1];
 		from.sin6_addr.in6_u.u6_addr32[2] = source.w[2];
 		from.sin6_addr.in6_u.u6_addr32[3] = source.w[3];
-		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)) &&
+		    addr16_is_loopback(&a.target.addr))
 			count_event(a.flow.netns, EVENT_SOURCE_NOT_BOUND);
 	}
 	ctx->user_ip6[0] = a.target.addr.w[0];

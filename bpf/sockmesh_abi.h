@@ -20,8 +20,9 @@ enum {
 
 	POD_RULES_OUTBOUND_MAX = 24,
 	POD_RULES_INBOUND_MAX = 8,
-	LISTENER_SLOTS = 16, /* listeners of one pod that inbound steering chooses from */
-	DNS_ASKED_MAX = 16,  /* unanswered questions remembered per unconnected socket */
+	HANDOVER_SLACK = 4096, /* room in the map beyond the limit, see handover.bpf.h */
+	LISTENER_SLOTS = 16,   /* listeners of one pod that inbound steering chooses from */
+	DNS_ASKED_MAX = 16,    /* unanswered questions remembered per socket and family */
 	RULE_COUNTERS = 32,
 };
 
@@ -53,6 +54,7 @@ enum pod_flags {
 
 /* pods: key is the network namespace's cookie. Replaced as a whole, so a change is atomic. */
 struct pod_config {
+	__u64 netns;  /* its own key: see pod_is_still() */
 	__u32 policy; /* id of its entries in id_sets, port_sets and prefix_sets */
 	__u32 flags;
 	__u16 outbound_port, inbound_port, dns_port, tunnel_port;
@@ -148,6 +150,7 @@ enum event_counter {
 	EVENT_NO_LISTENER,	   /* inbound refused: the proxy does not listen */
 	EVENT_LISTENER_SLOTS_FULL, /* a listener took over another one's slot */
 	EVENT_LISTENER_FAILED,	   /* a listener could not be registered */
+	EVENT_LISTENER_NOT_PROXY,  /* the inbound port is listened on by somebody else */
 	EVENT_SOURCE_NOT_BOUND,	   /* captured, but the peer that the proxy sees is loopback */
 	EVENT_DNS_OVERFLOW,	   /* an unanswered question was forgotten */
 	EVENT_ORIGINAL_DST,	   /* SO_ORIGINAL_DST answered */
@@ -179,8 +182,8 @@ struct notice {
 
 enum capture_state {
 	CAPTURE_NONE,
-	CAPTURE_RESERVED, /* a hand-over place is taken, the entry is not made yet */
-	CAPTURE_HANDED,	  /* the entry was made */
+	CAPTURE_PENDING,  /* decided in connect(), ports not known yet */
+	CAPTURE_HANDED,	  /* the hand-over entry was made */
 	CAPTURE_DATAGRAM, /* connected UDP: no hand-over */
 };
 
@@ -207,13 +210,24 @@ struct listener_mark {
 	__u32 inbound;
 };
 
-/* dns_asked: on unconnected UDP sockets: whom they asked, oldest first. */
+/* dns_asked: on unconnected UDP sockets: whom they asked, oldest first, for each family. */
+struct dns_question {
+	__u64 at_ns;
+	struct endpoint server;
+	__u32 pad;
+};
+
+struct dns_ring {
+	__u32 first, n;
+	struct endpoint last; /* the server of the last answer, for one too many */
+	__u32 pad;
+	struct dns_question asked[DNS_ASKED_MAX];
+};
+
 struct dns_asked {
 	__u32 lock; /* struct bpf_spin_lock */
-	__u32 first, n;
-	struct endpoint rewritten; /* where the questions went instead */
-	struct endpoint last;	   /* the server of the last answer, for one too many */
-	struct endpoint asked[DNS_ASKED_MAX];
+	__u32 port; /* the proxy's DNS port, where the questions went instead */
+	struct dns_ring v4, v6;
 };
 
 _Static_assert(sizeof(struct endpoint) == 20, "endpoint layout");

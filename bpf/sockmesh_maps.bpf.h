@@ -122,10 +122,8 @@ struct {
 
 struct dns_asked_locked {
 	struct bpf_spin_lock lock;
-	__u32 first, n;
-	struct endpoint rewritten;
-	struct endpoint last;
-	struct endpoint asked[DNS_ASKED_MAX];
+	__u32 port;
+	struct dns_ring v4, v6;
 };
 _Static_assert(sizeof(struct dns_asked_locked) == sizeof(struct dns_asked), "dns_asked layout");
 

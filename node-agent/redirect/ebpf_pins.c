@@ -152,10 +152,15 @@ int ebpf_pins_reuse_maps(const struct ebpf_pins *pins, struct bpf_object *obj, s
 	return 0;
 }
 
-static bool can_copy(enum bpf_map_type type)
+/*
+ * Hand-overs last as long as a handshake and old programs go on taking them out of the old map, so
+ * a copy would keep entries that nobody removes any more.
+ */
+static bool can_copy(const struct bpf_map_info *info)
 {
-	return type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_LPM_TRIE ||
-	       type == BPF_MAP_TYPE_PERCPU_HASH;
+	return strcmp(info->name, "handovers") != 0 && strcmp(info->name, "gauges") != 0 &&
+	       (info->type == BPF_MAP_TYPE_HASH || info->type == BPF_MAP_TYPE_LPM_TRIE ||
+		info->type == BPF_MAP_TYPE_PERCPU_HASH);
 }
 
 /* Entry by entry; a key that disappears on the way ends its walk early, so it starts anew. */
@@ -195,7 +200,7 @@ static int keep_map(const struct ebpf_pins *pins, struct bpf_map *map, bool *ret
 		if (!map_info(bpf_map__fd(map), &ours) && ours.id == old.id)
 			return 0;
 		*ret_fresh = !same_layout(map, &old);
-		if (!*ret_fresh && can_copy(old.type)) {
+		if (!*ret_fresh && can_copy(&old)) {
 			r = copy_entries(fd, bpf_map__fd(map), &old, err);
 			if (r)
 				return r;
@@ -268,7 +273,7 @@ int ebpf_pins_check(const char *path, uint64_t target_ino, uint32_t *ret_prog_id
 		return error_set(err, ENODEV, "link %s is gone", path);
 	if (link_target(fd, &target, &id))
 		return error_set(err, ENODEV, "%s is not a link of ours", path);
-	if (target != target_ino)
+	if (!target_ino ? !target : target != target_ino)
 		return error_set(err, ENODEV, "link %s is %s", path,
 				 target ? "attached elsewhere" : "detached");
 	if (ret_prog_id)
@@ -276,13 +281,33 @@ int ebpf_pins_check(const char *path, uint64_t target_ino, uint32_t *ret_prog_id
 	return 0;
 }
 
-bool ebpf_pins_netns_gone(const char *path)
+enum netns_state ebpf_pins_netns_state(const char *path)
 {
 	uint64_t target = 0;
 	uint32_t id;
 	scoped_fd int fd = bpf_obj_get(path);
 
-	return fd < 0 || link_target(fd, &target, &id) || !target;
+	if (fd < 0 || link_target(fd, &target, &id))
+		return NETNS_UNKNOWN;
+	return target ? NETNS_LIVES : NETNS_ENDED;
+}
+
+void ebpf_pins_each_pod(const struct ebpf_pins *pins, void (*fn)(uint64_t cookie, void *arg),
+			void *arg)
+{
+	char path[PIN_PATH_MAX];
+	scoped_dir DIR *dir = NULL;
+	struct dirent *entry;
+
+	snprintf(path, sizeof(path), "%s/pods", pins->root);
+	dir = opendir(path);
+	while (dir && (entry = readdir(dir))) {
+		char *end;
+		uint64_t cookie = strtoull(entry->d_name, &end, 10);
+
+		if (cookie && !*end)
+			fn(cookie, arg);
+	}
 }
 
 int ebpf_pins_attach(const char *path, const struct bpf_program *prog, int target_fd,
@@ -304,7 +329,7 @@ int ebpf_pins_attach(const char *path, const struct bpf_program *prog, int targe
 		return error_set(err, errno, "attach %s", bpf_program__name(prog));
 	snprintf(new_path, sizeof(new_path), "%s_new", path);
 	unlink(new_path);
-	/* Both are attached for a moment, which only repeats the same decision. */
+	/* Both are attached for a moment; the second lets pass what the first has decided. */
 	if (bpf_obj_pin(link, new_path) || rename(new_path, path) < 0)
 		return error_set(err, errno, "pin %s", path);
 	return 0;
@@ -348,11 +373,20 @@ static int remove_map_directories(const char *root, int keep_version, struct err
 	return r;
 }
 
-void ebpf_pins_drop_old_maps(const struct ebpf_pins *pins)
+void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *obj)
 {
+	char path[PIN_PATH_MAX];
 	struct error ignored;
+	struct dirent *entry;
+	scoped_dir DIR *dir = NULL;
 
 	remove_map_directories(pins->root, SOCKMESH_ABI_VERSION, &ignored);
+	snprintf(path, sizeof(path), "%s/links", pins->root);
+	dir = opendir(path);
+	while (dir && (entry = readdir(dir)))
+		if (entry->d_name[0] != '.' &&
+		    !bpf_object__find_program_by_name(obj, entry->d_name))
+			unlinkat(dirfd(dir), entry->d_name, 0);
 }
 
 int ebpf_pins_remove_all(const char *bpffs_dir, struct error *err)

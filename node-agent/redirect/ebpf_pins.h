@@ -38,7 +38,9 @@ int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *e
 int ebpf_pins_reuse_maps(const struct ebpf_pins *pins, struct bpf_object *obj, struct error *err);
 int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj, bool *ret_fresh,
 			struct error *err);
-void ebpf_pins_drop_old_maps(const struct ebpf_pins *pins); /* of other ABI versions */
+
+/* Once the programs are this agent's: maps of other ABI versions, links of programs it has not. */
+void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *obj);
 
 /*
  * Puts prog behind the pinned link `path`: in place when the pinned link is on this very target,
@@ -47,10 +49,19 @@ void ebpf_pins_drop_old_maps(const struct ebpf_pins *pins); /* of other ABI vers
 int ebpf_pins_attach(const char *path, const struct bpf_program *prog, int target_fd,
 		     uint64_t target_ino, struct error *err);
 
-/* Is the pinned link there and on this target? -ENODEV with err naming what is not. */
+/*
+ * Is the pinned link there and on this target? -ENODEV with err naming what is not. A target of 0
+ * asks whether it is attached anywhere.
+ */
 int ebpf_pins_check(const char *path, uint64_t target_ino, uint32_t *ret_prog_id,
 		    struct error *err);
-bool ebpf_pins_netns_gone(const char *path); /* the link's namespace has ended, or no link */
+
+/* What a pinned link knows of its namespace. Ended is only what the kernel says has ended. */
+enum netns_state { NETNS_UNKNOWN, NETNS_LIVES, NETNS_ENDED };
+enum netns_state ebpf_pins_netns_state(const char *path);
+
+void ebpf_pins_each_pod(const struct ebpf_pins *pins, void (*fn)(uint64_t cookie, void *arg),
+			void *arg);
 
 void ebpf_pins_link_path(const struct ebpf_pins *pins, const char *program,
 			 char ret[static PIN_PATH_MAX]);

@@ -30,11 +30,15 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/stat.h>
+#include <time.h>
 
 enum {
 	POD_BUCKETS = 256,
-	ADDRESSES_PER_POD = 16, /* the map's room, on average */
-	RESCAN_DELAY_MS = 20,	/* listeners come and go in groups: one scan for all of them */
+	ADDRESSES_PER_POD = 16,	  /* the map's room, on average */
+	RESCAN_DELAY_MS = 20,	  /* listeners come and go in groups: one scan for all of them */
+	RESCAN_REFUSED_MS = 1000, /* a pod without a proxy is asked for again and again */
+	HEAL_PERIOD_MS = 10000,
+	ERASE_DELAY_MS = 1000, /* programs that read the old plan have ended long before */
 	NOTICE_LINES_PER_MINUTE = 6,
 };
 
@@ -46,6 +50,14 @@ struct ebpf_pod { /* what the agent itself remembers of a pod; the kernel has th
 	struct ip_address *addresses; /* that are in local_addresses */
 	size_t n_addresses;
 	bool wants_passthrough;
+	bool rescan; /* its listeners are to be looked for */
+};
+
+struct doomed_policy { /* replaced, but a program on its way may still look into its sets */
+	struct doomed_policy *next;
+	struct ebpf *engine;
+	struct event_source *source;
+	struct ebpf_policy policy;
 };
 
 struct ebpf {
@@ -57,11 +69,14 @@ struct ebpf {
 	struct bpf_link *scan_link;
 	struct ring_buffer *notices;
 	struct event_source *notice_source, *monitor_source, *start_source, *rescan_source;
+	struct event_source *heal_source;
 	int monitor_fd;
 	int cgroup_fd;
 	uint64_t cgroup_ino;
 	uint32_t last_policy;
-	uint64_t rescan_cookie; /* 0: several, scan all */
+	uint64_t rescan_at_ms; /* when rescan_source fires */
+	bool attached;	       /* the programs on the cgroup are this agent's */
+	struct doomed_policy *doomed;
 	struct log_limit notice_limit[EVENT_COUNTERS];
 	struct ebpf_pod *pods[POD_BUCKETS];
 };
@@ -75,6 +90,7 @@ static const char *const event_names[EVENT_COUNTERS] = {
 	[EVENT_NO_LISTENER] = "no-listener",
 	[EVENT_LISTENER_SLOTS_FULL] = "listener-slots-full",
 	[EVENT_LISTENER_FAILED] = "listener-failed",
+	[EVENT_LISTENER_NOT_PROXY] = "listener-not-proxy",
 	[EVENT_SOURCE_NOT_BOUND] = "source-not-bound",
 	[EVENT_DNS_OVERFLOW] = "dns-overflow",
 	[EVENT_ORIGINAL_DST] = "original-dst-answered",
@@ -87,7 +103,11 @@ static const char *const event_lines[EVENT_COUNTERS] = {
 	[EVENT_HANDOVER_LOST] = "original destination lost: no memory for a hand-over entry",
 	[EVENT_HANDOVER_MISS] = "the proxy accepted a local connection that was not captured",
 	[EVENT_NO_LISTENER] = "inbound connection refused: the proxy does not listen",
-	[EVENT_LISTENER_FAILED] = "the proxy's listener could not be registered",
+	[EVENT_LISTENER_FAILED] =
+		"the proxy's listener could not be registered: inbound is refused "
+		"(a multipath TCP listener cannot be)",
+	[EVENT_LISTENER_NOT_PROXY] = "the inbound port is listened on by a user that is not the "
+				     "proxy: inbound is refused",
 };
 
 static int map_fd(const struct bpf_map *map)
@@ -258,14 +278,18 @@ static int addresses_apply(struct ebpf *e, struct ebpf_pod *pod, const struct re
 
 /* ---- ::6 on lo ------------------------------------------------------------------------------ */
 
-/* Writes the flag before the address: an agent that dies between removes what is not there. */
-static int passthrough_set(struct ebpf *e, uint64_t cookie, int netns_fd, struct error *err)
+static int passthrough_set(struct ebpf *e, struct ebpf_pod *pod, int netns_fd, struct error *err)
 {
+	static const struct ip_address passthrough = {.bytes = {[15] = 6}};
+	uint64_t cookie = pod->cookie;
 	struct pod_config cfg;
 	bool changed = false;
 	int r = netlink_set_passthrough_address(netns_fd, true, &changed, err);
 
-	if (r || !changed || !pod_config_read(e, cookie, &cfg))
+	if (r || !changed)
+		return r;
+	r = address_add(e, pod, &passthrough, err);
+	if (r || !pod_config_read(e, cookie, &cfg))
 		return r;
 	cfg.flags |= POD_ADDED_PASSTHROUGH;
 	if (bpf_map_update_elem(map_fd(e->datapath->maps.pods), &cookie, &cfg, BPF_EXIST))
@@ -337,31 +361,38 @@ static void rescan_pod(struct ebpf *e, uint64_t cookie)
 static void rescan_now(void *arg)
 {
 	struct ebpf *e = arg;
-	uint64_t only = e->rescan_cookie;
 
 	e->rescan_source = NULL;
-	e->rescan_cookie = 0;
-	if (only) {
-		rescan_pod(e, only);
-		return;
-	}
 	for (size_t i = 0; i < POD_BUCKETS; i++)
-		for (struct ebpf_pod *pod = e->pods[i]; pod; pod = pod->next)
+		for (struct ebpf_pod *pod = e->pods[i]; pod; pod = pod->next) {
+			if (!pod->rescan)
+				continue;
+			pod->rescan = false;
 			rescan_pod(e, pod->cookie);
+		}
 }
 
-static void rescan_soon(struct ebpf *e, uint64_t cookie)
+static uint64_t now_ms(void)
 {
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static void rescan_in(struct ebpf *e, uint64_t cookie, uint64_t delay_ms)
+{
+	struct ebpf_pod *pod = pod_find(e, cookie);
 	struct error err = {0};
 
-	if (e->rescan_source) {
-		if (e->rescan_cookie != cookie)
-			e->rescan_cookie = 0;
+	if (!pod)
 		return;
-	}
-	e->rescan_cookie = cookie;
-	if (event_loop_add_timer(e->loop, RESCAN_DELAY_MS, 0, rescan_now, e, &e->rescan_source,
-				 &err))
+	pod->rescan = true;
+	if (e->rescan_source && e->rescan_at_ms <= now_ms() + delay_ms)
+		return;
+	event_loop_remove(take_ptr(e->rescan_source));
+	e->rescan_at_ms = now_ms() + delay_ms;
+	if (event_loop_add_timer(e->loop, delay_ms, 0, rescan_now, e, &e->rescan_source, &err))
 		log_error(LOG_ERROR, &err, "listeners not scanned", NULL);
 }
 
@@ -394,8 +425,10 @@ static int on_notice(void *arg, void *data, size_t size)
 		return 0;
 	if (n->type == NOTICE_EVENT)
 		log_notice(e, n);
-	if (n->type == NOTICE_LISTENER_LEFT || n->event == EVENT_NO_LISTENER)
-		rescan_soon(e, n->netns);
+	if (n->type == NOTICE_LISTENER_LEFT)
+		rescan_in(e, n->netns, RESCAN_DELAY_MS);
+	else if (n->event == EVENT_NO_LISTENER)
+		rescan_in(e, n->netns, RESCAN_REFUSED_MS);
 	return 0;
 }
 
@@ -410,19 +443,26 @@ static void on_notices_readable(int fd, uint32_t events, void *arg)
 
 /* ---- address changes ------------------------------------------------------------------------ */
 
-static void resync_pod(struct ebpf *e, struct ebpf_pod *pod)
+/* -errno when the namespace could not be looked into; then nothing has changed. */
+static int resync_pod(struct ebpf *e, struct ebpf_pod *pod, struct error *err)
 {
-	struct error err = {0};
 	scoped_fd int fd = -1;
 	int r;
 
 	if (!e->cfg->open_netns)
-		return;
-	r = e->cfg->open_netns(e->cfg->open_netns_arg, pod->cookie, &fd, &err);
-	if (!r)
-		r = addresses_sync(e, pod, fd, &err);
-	if (r)
-		log_error(LOG_WARN, &err, "pod's addresses not read again", NULL);
+		return error_set(err, ENOTSUP, "no way to open the pod's namespace");
+	r = e->cfg->open_netns(e->cfg->open_netns_arg, pod->cookie, &fd, err);
+	return r ? r : addresses_sync(e, pod, fd, err);
+}
+
+/* Another interface may still have it, so the pod is looked at; the message alone is second best.
+ */
+static void address_gone(struct ebpf *e, struct ebpf_pod *pod, const struct ip_address *address)
+{
+	struct error err = {0};
+
+	if (resync_pod(e, pod, &err))
+		address_remove(e, pod, address);
 }
 
 static void first_global_v6(struct ebpf *e, struct ebpf_pod *pod)
@@ -435,7 +475,7 @@ static void first_global_v6(struct ebpf *e, struct ebpf_pod *pod)
 		return;
 	r = e->cfg->open_netns(e->cfg->open_netns_arg, pod->cookie, &fd, &err);
 	if (!r)
-		r = passthrough_set(e, pod->cookie, fd, &err);
+		r = passthrough_set(e, pod, fd, &err);
 	if (r)
 		log_error(LOG_WARN, &err, "::6 not added to a pod that got an IPv6 address", NULL);
 }
@@ -451,7 +491,7 @@ static void on_address_change(const struct netlink_change *change, void *arg)
 			if (pod->namespace_id != change->namespace_id)
 				continue;
 			if (!change->added) {
-				address_remove(e, pod, &change->address);
+				address_gone(e, pod, &change->address);
 				continue;
 			}
 			if (address_add(e, pod, &change->address, &err))
@@ -472,7 +512,8 @@ static void on_monitor_readable(int fd, uint32_t events, void *arg)
 	log_error(LOG_WARN, &err, "address changes were lost: reading every pod's again", NULL);
 	for (size_t i = 0; i < POD_BUCKETS; i++)
 		for (struct ebpf_pod *pod = e->pods[i]; pod; pod = pod->next)
-			resync_pod(e, pod);
+			if (resync_pod(e, pod, &err))
+				log_error(LOG_WARN, &err, "pod's addresses not read again", NULL);
 }
 
 /* ---- policy sets ---------------------------------------------------------------------------- */
@@ -516,6 +557,48 @@ static void policy_erase(struct ebpf *e, const struct ebpf_policy *p)
 		bpf_map_delete_elem(map_fd(d->maps.port_sets), &p->ports[i].key);
 	for (size_t i = 0; i < p->n_prefixes; i++)
 		bpf_map_delete_elem(map_fd(d->maps.prefix_sets), &p->prefixes[i].key);
+}
+
+static void doomed_free(struct doomed_policy *doomed)
+{
+	struct doomed_policy **at = &doomed->engine->doomed;
+
+	while (*at != doomed)
+		at = &(*at)->next;
+	*at = doomed->next;
+	event_loop_remove(doomed->source);
+	ebpf_policy_done(&doomed->policy);
+	free(doomed);
+}
+
+static void erase_doomed(void *arg)
+{
+	struct doomed_policy *doomed = arg;
+
+	doomed->source = NULL;
+	policy_erase(doomed->engine, &doomed->policy);
+	doomed_free(doomed);
+}
+
+/* Takes the policy's contents over. What an agent that ends leaves, the next one erases. */
+static void policy_erase_later(struct ebpf *e, struct ebpf_policy *p)
+{
+	struct doomed_policy *doomed = calloc(1, sizeof(*doomed));
+	struct error ignored;
+
+	if (!doomed) {
+		policy_erase(e, p);
+		ebpf_policy_done(p);
+		return;
+	}
+	doomed->engine = e;
+	doomed->policy = *p;
+	memset(p, 0, sizeof(*p));
+	doomed->next = e->doomed;
+	e->doomed = doomed;
+	if (event_loop_add_timer(e->loop, ERASE_DELAY_MS, 0, erase_doomed, doomed, &doomed->source,
+				 &ignored))
+		erase_doomed(doomed);
 }
 
 static bool id_of_policy(const void *key, uint64_t policy)
@@ -648,8 +731,8 @@ static int pod_config_write(struct ebpf *e, uint64_t cookie, const struct pod_co
 }
 
 /*
- * Everything that a pod needs before it is switched on: addresses, listeners, the inbound program.
- * `staged` lets listeners register while nothing is captured yet.
+ * Everything that a pod needs before it is switched on. `staged` lets listeners register while
+ * nothing is captured yet.
  */
 static int stage(struct ebpf *e, struct ebpf_pod *known, const struct redirect_pod *pod,
 		 const struct pod_config *staged, bool exists, struct error *err)
@@ -661,12 +744,34 @@ static int stage(struct ebpf *e, struct ebpf_pod *known, const struct redirect_p
 	if (!r && !exists)
 		r = pod_config_write(e, pod->cookie, staged, err);
 	if (!r && known->wants_passthrough && has_global_v6(known))
-		r = passthrough_set(e, pod->cookie, pod->netns_fd, err);
-	if (!r)
-		r = inbound_attach(e, pod, err);
-	if (!r)
-		r = listeners_scan(e, pod->cookie, pod->netns_fd, err);
-	return r;
+		r = passthrough_set(e, known, pod->netns_fd, err);
+	return r ? r : listeners_scan(e, pod->cookie, pod->netns_fd, err);
+}
+
+/* One map update, which switches both directions. */
+static int activate(struct ebpf *e, uint64_t cookie, struct pod_config *cfg, struct error *err)
+{
+	struct pod_config now = {0};
+
+	/* The flag is the one part that stage() may have changed in the kernel. */
+	pod_config_read(e, cookie, &now);
+	cfg->flags |= POD_ACTIVE | (now.flags & POD_ADDED_PASSTHROUGH);
+	return pod_config_write(e, cookie, cfg, err);
+}
+
+/*
+ * A new pod gets its inbound program first, which passes everything until the switch. A pod that
+ * has one, perhaps an older agent's with maps of its own, is switched on in our maps first: the
+ * program that takes the old one's place must find it there.
+ */
+static int switch_on(struct ebpf *e, const struct redirect_pod *pod, struct pod_config *cfg,
+		     bool live, struct error *err)
+{
+	int r = live ? activate(e, pod->cookie, cfg, err) : inbound_attach(e, pod, err);
+
+	if (r)
+		return r;
+	return live ? inbound_attach(e, pod, err) : activate(e, pod->cookie, cfg, err);
 }
 
 static int watch(struct ebpf_pod *known, const struct redirect_pod *pod, struct error *err)
@@ -677,20 +782,45 @@ static int watch(struct ebpf_pod *known, const struct redirect_pod *pod, struct 
 
 static int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err);
 
+static int ensure_attached(struct ebpf *e, struct error *err);
+
+static bool is_live(struct ebpf *e, uint64_t cookie)
+{
+	char path[PIN_PATH_MAX];
+
+	ebpf_pins_pod_path(&e->pins, cookie, path);
+	return ebpf_pins_netns_state(path) == NETNS_LIVES;
+}
+
+/* What a failed apply has made, and nothing that was there before it. */
+static void undo_apply(struct ebpf *e, const struct redirect_pod *pod, bool exists, bool live)
+{
+	struct error ignored = {0};
+
+	if (exists)
+		return;
+	if (live) /* an older agent's program goes on with its own maps */
+		bpf_map_delete_elem(map_fd(e->datapath->maps.pods), &pod->cookie);
+	else
+		ebpf_remove(e, pod->cookie, pod->netns_fd, &ignored);
+}
+
 static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error *err)
 {
 	struct ebpf *e = state;
 	struct ebpf_pod *known = pod_get(e, pod->cookie);
+	bool exists, live = is_live(e, pod->cookie);
 	struct ebpf_policy policy = {0};
 	struct pod_config cfg, old = {0};
 	uint32_t id = e->last_policy + 1;
-	bool exists;
 	int r;
 
 	if (!known)
 		return error_set(err, ENOMEM, "remember the pod");
 	exists = pod_config_read(e, pod->cookie, &old);
-	r = watch(known, pod, err);
+	r = ensure_attached(e, err);
+	if (!r)
+		r = watch(known, pod, err);
 	if (!r)
 		r = ebpf_policy_build(pod->plan, id, &policy, err);
 	if (!r)
@@ -698,33 +828,29 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 					  err);
 	if (!r) {
 		e->last_policy = id;
+		cfg.netns = pod->cookie;
 		r = policy_write(e, &policy, err);
 	}
 	if (!r)
 		r = stage(e, known, pod, &cfg, exists, err);
-	if (!r) {
-		struct pod_config now = {0};
-
-		/* The flag is the one part that stage() may have changed in the kernel. */
-		pod_config_read(e, pod->cookie, &now);
-		cfg.flags |= POD_ACTIVE | (now.flags & POD_ADDED_PASSTHROUGH);
-		r = pod_config_write(e, pod->cookie, &cfg, err);
-	}
+	if (!r)
+		r = switch_on(e, pod, &cfg, live, err);
 	if (r) {
-		struct error ignored = {0};
-
-		policy_erase(e, &policy);
-		ebpf_policy_done(&policy);
-		if (!exists)
-			ebpf_remove(e, pod->cookie, pod->netns_fd, &ignored);
+		if (exists) /* it may have been switched to the new plan already */
+			pod_config_write(e, pod->cookie, &old, &(struct error){0});
+		policy_erase_later(e, &policy);
+		undo_apply(e, pod, exists, live);
 		return r;
 	}
 	if (exists && known->policy.n_ids)
-		policy_erase(e, &known->policy);
+		policy_erase_later(e, &known->policy);
 	else if (exists)
 		policy_erase_unknown(e, old.policy);
 	ebpf_policy_done(&known->policy);
 	known->policy = policy;
+	/* Its listeners may be others now, by port or by user. */
+	if (exists && old.inbound_port != cfg.inbound_port)
+		rescan_in(e, pod->cookie, RESCAN_DELAY_MS);
 	return 0;
 }
 
@@ -757,7 +883,7 @@ static int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error 
 		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
 	erase_listeners(e, cookie);
 	if (known && known->policy.n_ids)
-		policy_erase(e, &known->policy);
+		policy_erase_later(e, &known->policy);
 	else if (exists)
 		policy_erase_unknown(e, cfg.policy);
 	if (known)
@@ -806,6 +932,7 @@ static int verify_config(struct ebpf *e, const struct redirect_pod *pod, struct 
 				  err);
 	if (r)
 		return r;
+	want.netns = pod->cookie;
 	want.flags |= POD_ACTIVE | (got.flags & POD_ADDED_PASSTHROUGH);
 	if (memcmp(&want, &got, sizeof(want)) != 0)
 		return error_set(err, ENODEV, "the kernel has another plan for the pod");
@@ -911,21 +1038,24 @@ static int ebpf_adopt(void *state, const struct redirect_pod *pod, struct error 
 	ebpf_policy_done(&known->policy);
 	known->policy = policy;
 	r = addresses_apply(e, known, pod, err);
-	/* This agent's program in the place of the last one's. */
-	if (!r)
-		r = inbound_attach(e, pod, err);
 	if (!r)
 		r = listeners_scan(e, pod->cookie, pod->netns_fd, err);
-	return r;
+	/* Last, this agent's program in the place of the one before. */
+	return r ? r : inbound_attach(e, pod, err);
 }
 
+/* Only what the kernel says counts: a link that cannot be looked at proves nothing. */
 static bool ebpf_netns_gone(void *state, uint64_t cookie)
 {
 	struct ebpf *e = state;
+	struct pod_config cfg;
 	char path[PIN_PATH_MAX];
+	enum netns_state netns;
 
 	ebpf_pins_pod_path(&e->pins, cookie, path);
-	return ebpf_pins_netns_gone(path);
+	netns = ebpf_pins_netns_state(path);
+	return netns == NETNS_ENDED ||
+	       (netns == NETNS_UNKNOWN && !pod_config_read(e, cookie, &cfg));
 }
 
 static bool ebpf_address_is_local(void *state, uint64_t cookie, const struct ip_address *a)
@@ -1018,7 +1148,7 @@ static int set_sizes(struct ebpf *e, struct error *err)
 		{d->maps.id_sets, cfg->max_pods * 32},
 		{d->maps.port_sets, cfg->max_rule_entries},
 		{d->maps.prefix_sets, cfg->max_rule_entries},
-		{d->maps.handovers, cfg->max_handovers},
+		{d->maps.handovers, cfg->max_handovers + HANDOVER_SLACK},
 	};
 
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
@@ -1093,8 +1223,44 @@ static int attach(struct ebpf *e, struct error *err)
 		if (r)
 			return r;
 	}
-	ebpf_pins_drop_old_maps(&e->pins);
+	e->attached = true;
+	ebpf_pins_drop_old(&e->pins, e->datapath->obj);
 	return 0;
+}
+
+static void count_missing(uint64_t cookie, void *arg)
+{
+	struct ebpf *e = ((void **)arg)[0];
+	size_t *missing = ((void **)arg)[1];
+	struct pod_config cfg;
+
+	if (is_live(e, cookie) && (!pod_config_read(e, cookie, &cfg) || !(cfg.flags & POD_ACTIVE)))
+		++*missing;
+}
+
+/*
+ * Pods that some agent redirects and that are not in our maps. With programs that look into our
+ * maps they would go past their proxies.
+ */
+static size_t missing_pods(struct ebpf *e)
+{
+	size_t missing = 0;
+	void *args[] = {e, &missing};
+
+	ebpf_pins_each_pod(&e->pins, count_missing, args);
+	return missing;
+}
+
+static int attach_when_complete(struct ebpf *e, struct error *err)
+{
+	size_t missing = missing_pods(e);
+
+	if (missing)
+		return error_set(err, EAGAIN,
+				 "an earlier agent's programs stay in place: they redirect %zu "
+				 "pod(s) that this agent does not know",
+				 missing);
+	return attach(e, err);
 }
 
 static void attach_late(void *arg)
@@ -1103,13 +1269,13 @@ static void attach_late(void *arg)
 	struct error err = {0};
 
 	e->start_source = NULL;
-	if (attach(e, &err))
-		log_error(LOG_ERROR, &err, "programs were not replaced: the old ones go on", NULL);
+	if (attach_when_complete(e, &err))
+		log_error(LOG_ERROR, &err, "programs not replaced", NULL);
 }
 
 /*
- * Programs replace their predecessors at once when they share its maps. When the maps are new, the
- * pods are not in them yet: the old programs go on with the old maps until registration has put
+ * Programs replace their predecessors at once when every pod is in the maps that ours use. When the
+ * maps are new it is not so: the old programs go on with the old maps until registration has put
  * every pod into the new ones, which it does before the event loop runs.
  */
 static int start(struct ebpf *e, bool fresh, struct error *err)
@@ -1118,26 +1284,179 @@ static int start(struct ebpf *e, bool fresh, struct error *err)
 	struct error ignored;
 
 	ebpf_pins_link_path(&e->pins, "sockmesh_connect4", path);
-	if (fresh && !ebpf_pins_check(path, e->cgroup_ino, NULL, &ignored))
-		return event_loop_add_timer(e->loop, 1, 0, attach_late, e, &e->start_source, err);
-	return attach(e, err);
+	if (ebpf_pins_check(path, 0, NULL, &ignored) == -ENODEV)
+		return attach(e, err); /* there are no old ones, or they are detached */
+	if (!fresh && !missing_pods(e))
+		return attach(e, err);
+	return event_loop_add_timer(e->loop, 1, 0, attach_late, e, &e->start_source, err);
 }
 
-static uint32_t highest_policy(struct ebpf *e)
+/* The cgroup may have been removed and made again, as by a kubelet that starts over. */
+static int reattach(struct ebpf *e, struct error *err)
 {
-	uint64_t key = 0, next;
-	uint32_t highest = 0;
+	int r;
+
+	scoped_close(&e->cgroup_fd);
+	e->cgroup_fd = -1;
+	r = open_cgroup(e, err);
+	return r ? r : attach(e, err);
+}
+
+/* Before a pod is promised anything: our programs are where its processes are. */
+static int ensure_attached(struct ebpf *e, struct error *err)
+{
+	struct error why = {0};
+	int r;
+
+	if (e->start_source)
+		return 0; /* recovery: see start() */
+	if (!e->attached)
+		return attach_when_complete(e, err);
+	if (!verify_links(e, &why))
+		return 0;
+	r = reattach(e, err);
+	if (r)
+		return error_wrap(err, "%s, attaching again", why.text);
+	log_error(LOG_WARN, &why, "programs were detached by somebody else and attached again",
+		  NULL);
+	return 0;
+}
+
+static void heal(void *arg)
+{
+	struct ebpf *e = arg;
+	struct error err = {0};
+
+	if (ensure_attached(e, &err))
+		log_error(LOG_ERROR, &err, "the data path is not complete", NULL);
+}
+
+/* ---- what an earlier agent left ----------------------------------------------------------------
+ */
+
+static int load_addresses(struct ebpf *e, struct error *err)
+{
+	int fd = map_fd(e->datapath->maps.local_addresses);
+	struct local_address_key key, next;
 	void *at = NULL;
 
-	while (!bpf_map_get_next_key(map_fd(e->datapath->maps.pods), at, &next)) {
+	while (!bpf_map_get_next_key(fd, at, &next)) {
+		struct ebpf_pod *pod = pod_get(e, next.netns);
+		struct ip_address address, *grown;
+
+		key = next;
+		at = &key;
+		if (!pod)
+			return error_set(err, ENOMEM, "remember a pod");
+		grown = reallocarray(pod->addresses, pod->n_addresses + 1, sizeof(*grown));
+		if (!grown)
+			return error_set(err, ENOMEM, "remember a pod's address");
+		memcpy(&address, &key.addr, sizeof(address));
+		pod->addresses = grown;
+		pod->addresses[pod->n_addresses++] = address;
+	}
+	return 0;
+}
+
+/* A map that was made anew, in another size, has no entries for the pods that are there. */
+static int complete_pods(struct ebpf *e, struct error *err)
+{
+	uint64_t key = 0, next;
+	void *at = NULL;
+	int r = 0;
+
+	while (!r && !bpf_map_get_next_key(map_fd(e->datapath->maps.pods), at, &next)) {
+		key = next;
+		at = &key;
+		r = per_pod_entries(e, key, err);
+	}
+	return r;
+}
+
+struct policies { /* that pods in the kernel have, sorted */
+	uint32_t *ids;
+	size_t n;
+};
+
+static int compare_ids(const void *a, const void *b)
+{
+	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static int list_policies(struct ebpf *e, struct policies *ret, struct error *err)
+{
+	uint64_t key = 0, next;
+	void *at = NULL;
+
+	ret->ids = calloc(e->cfg->max_pods + 1, sizeof(*ret->ids));
+	if (!ret->ids)
+		return error_set(err, ENOMEM, "list policies");
+	while (ret->n < e->cfg->max_pods &&
+	       !bpf_map_get_next_key(map_fd(e->datapath->maps.pods), at, &next)) {
 		struct pod_config cfg;
 
 		key = next;
 		at = &key;
-		if (pod_config_read(e, key, &cfg) && cfg.policy > highest)
-			highest = cfg.policy;
+		if (pod_config_read(e, key, &cfg))
+			ret->ids[ret->n++] = cfg.policy;
 	}
-	return highest;
+	qsort(ret->ids, ret->n, sizeof(*ret->ids), compare_ids);
+	return 0;
+}
+
+static uint32_t policy_of_id(const void *key)
+{
+	return ((const struct id_set_key *)key)->policy;
+}
+
+static uint32_t policy_of_port(const void *key)
+{
+	return ((const struct port_set_key *)key)->policy;
+}
+
+static uint32_t policy_of_prefix(const void *key)
+{
+	return ((const struct prefix_set_key *)key)->policy_family / 2;
+}
+
+/* What an apply that was killed has written: its policy's number will be given again. */
+static void erase_unowned(int fd, size_t key_size, uint32_t (*policy_of)(const void *),
+			  const struct policies *owned)
+{
+	char key[64], next[64];
+	void *at = NULL;
+
+	while (!bpf_map_get_next_key(fd, at, next)) {
+		uint32_t policy = policy_of(next);
+
+		if (bsearch(&policy, owned->ids, owned->n, sizeof(policy), compare_ids)) {
+			memcpy(key, next, key_size);
+			at = key;
+		} else if (bpf_map_delete_elem(fd, next)) {
+			return; /* it cannot be stepped over either */
+		}
+	}
+}
+
+static int erase_leftovers(struct ebpf *e, struct error *err)
+{
+	struct datapath_bpf *d = e->datapath;
+	struct policies owned = {0};
+	int r = list_policies(e, &owned, err);
+
+	if (!r) {
+		erase_unowned(map_fd(d->maps.id_sets), sizeof(struct id_set_key), policy_of_id,
+			      &owned);
+		erase_unowned(map_fd(d->maps.port_sets), sizeof(struct port_set_key),
+			      policy_of_port, &owned);
+		erase_unowned(map_fd(d->maps.prefix_sets), sizeof(struct prefix_set_key),
+			      policy_of_prefix, &owned);
+		e->last_policy = owned.n ? owned.ids[owned.n - 1] : 0;
+	}
+	free(owned.ids);
+	return r;
 }
 
 static int listen_to_kernel(struct ebpf *e, struct error *err)
@@ -1154,6 +1473,9 @@ static int listen_to_kernel(struct ebpf *e, struct error *err)
 	if (!r)
 		r = event_loop_add_fd(e->loop, e->monitor_fd, EPOLLIN, on_monitor_readable, e,
 				      &e->monitor_source, err);
+	if (!r)
+		r = event_loop_add_timer(e->loop, HEAL_PERIOD_MS, HEAL_PERIOD_MS, heal, e,
+					 &e->heal_source, err);
 	return r;
 }
 
@@ -1167,6 +1489,9 @@ static void ebpf_close(void *state)
 	event_loop_remove(e->monitor_source);
 	event_loop_remove(e->start_source);
 	event_loop_remove(e->rescan_source);
+	event_loop_remove(e->heal_source);
+	while (e->doomed)
+		doomed_free(e->doomed);
 	ring_buffer__free(e->notices);
 	bpf_link__destroy(e->scan_link);
 	listener_scan_bpf__destroy(e->scan);
@@ -1214,10 +1539,14 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 		r = ebpf_pins_open(cfg->bpffs_dir, &e->pins, err);
 	if (!r)
 		r = load(e, &fresh, err);
-	if (!r) {
-		e->last_policy = highest_policy(e);
+	if (!r)
+		r = complete_pods(e, err);
+	if (!r)
+		r = load_addresses(e, err);
+	if (!r)
+		r = erase_leftovers(e, err);
+	if (!r)
 		r = listen_to_kernel(e, err);
-	}
 	if (!r)
 		r = start(e, fresh, err);
 	if (r) {
@@ -1231,27 +1560,74 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 
 /* ---- uninstall ------------------------------------------------------------------------------ */
 
+/* The kernel takes namespaces apart in the background: one that was just deleted still shows. */
+static bool netns_ends_soon(const char *path)
+{
+	const struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
+
+	for (int i = 0; i < 100; i++) {
+		if (ebpf_pins_netns_state(path) != NETNS_LIVES)
+			return true;
+		nanosleep(&pause, NULL);
+	}
+	return false;
+}
+
+/*
+ * ::6 goes from the pods that can be reached. Redirection ends in any case; what stays behind is
+ * then said.
+ */
+static int remove_passthrough(const struct ebpf_pins *pins, int pods_fd,
+			      const struct redirect_pod *pods, size_t n_pods, struct error *err)
+{
+	uint64_t key = 0, next;
+	void *at = NULL;
+	size_t left = 0;
+
+	while (!bpf_map_get_next_key(pods_fd, at, &next)) {
+		char path[PIN_PATH_MAX];
+		struct pod_config cfg;
+		size_t i = 0;
+
+		key = next;
+		at = &key;
+		ebpf_pins_pod_path(pins, key, path);
+		if (bpf_map_lookup_elem(pods_fd, &key, &cfg) ||
+		    !(cfg.flags & POD_ADDED_PASSTHROUGH) ||
+		    ebpf_pins_netns_state(path) == NETNS_ENDED)
+			continue;
+		while (i < n_pods && (pods[i].cookie != key || pods[i].netns_fd < 0))
+			i++;
+		if (i == n_pods)
+			left += !netns_ends_soon(path);
+		else if (netlink_set_passthrough_address(pods[i].netns_fd, false, NULL, err))
+			left++;
+	}
+	if (left)
+		return error_set(err, ENOENT,
+				 "everything else is removed, but the address ::6/128 stays on lo "
+				 "of %zu pod(s) whose network namespace could not be reached",
+				 left);
+	return 0;
+}
+
 static int ebpf_uninstall(const struct redirect_config *cfg, const struct redirect_pod *pods,
 			  size_t n_pods, struct error *err)
 {
 	struct ebpf_pins pins = {0};
+	struct error left = {0};
 	scoped_fd int fd = -1;
+	int r;
 
 	snprintf(pins.root, sizeof(pins.root), "%s", cfg->bpffs_dir);
-	if (ebpf_pins_map(&pins, "pods", &fd))
-		return ebpf_pins_remove_all(cfg->bpffs_dir, err);
-	for (size_t i = 0; i < n_pods; i++) {
-		struct pod_config pod;
-		int r;
-
-		if (pods[i].netns_fd < 0 || bpf_map_lookup_elem(fd, &pods[i].cookie, &pod) ||
-		    !(pod.flags & POD_ADDED_PASSTHROUGH))
-			continue;
-		r = netlink_set_passthrough_address(pods[i].netns_fd, false, NULL, err);
-		if (r)
-			return r;
+	if (!ebpf_pins_map(&pins, "pods", &fd))
+		remove_passthrough(&pins, fd, pods, n_pods, &left);
+	r = ebpf_pins_remove_all(cfg->bpffs_dir, err);
+	if (!r && left.code) {
+		*err = left;
+		r = -left.code;
 	}
-	return ebpf_pins_remove_all(cfg->bpffs_dir, err);
+	return r;
 }
 
 const struct redirect_engine_ops redirect_ebpf_ops = {

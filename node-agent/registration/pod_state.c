@@ -180,7 +180,7 @@ static int get_mode(const json_t *obj, const char *where, enum pod_mode *ret, st
 
 static int fill_texts(const json_t *obj, const char *where, struct pod *pod, struct error *err)
 {
-	enum { NAME_MAX_BYTES = 253, PATH_MAX_BYTES = 4096 };
+	enum { NAME_MAX_BYTES = 256, PATH_MAX_BYTES = 4096 };
 	const struct {
 		const char *name;
 		size_t max;
