@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ebpf_engine.h"
+
+#include "cgroup.h"
+#include "error.h"
+#include "event_loop.h"
+#include "log.h"
+#include "scoped.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+int ebpf_attach_open_cgroup(struct ebpf *e, struct error *err)
+{
+	char path[PIN_PATH_MAX];
+	struct stat st;
+	int r = cgroup_attach_dir(e->cfg->cgroup_root, path, sizeof(path), err);
+
+	if (r)
+		return r;
+	e->cgroup_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (e->cgroup_fd < 0 || fstat(e->cgroup_fd, &st) < 0)
+		return error_set(err, errno, "open cgroup %s", path);
+	e->cgroup_ino = st.st_ino; /* on cgroup2 the inode number is the cgroup's id */
+	return 0;
+}
+
+int ebpf_attach_verify(struct ebpf *e, struct error *err)
+{
+	struct bpf_program *prog;
+
+	bpf_object__for_each_program (prog, e->datapath->obj) {
+		char path[PIN_PATH_MAX];
+		int r;
+
+		ebpf_pins_link_path(&e->pins, bpf_program__name(prog), path);
+		r = ebpf_pins_check(path, e->cgroup_ino, NULL, err);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+bool ebpf_attach_pod_is_live(struct ebpf *e, uint64_t cookie)
+{
+	char path[PIN_PATH_MAX];
+
+	ebpf_pins_pod_path(&e->pins, cookie, path);
+	return ebpf_pins_netns_state(path) == NETNS_LIVES;
+}
+
+static int attach(struct ebpf *e, struct error *err)
+{
+	struct bpf_program *prog;
+
+	bpf_object__for_each_program (prog, e->datapath->obj) {
+		char path[PIN_PATH_MAX];
+		int r;
+
+		ebpf_pins_link_path(&e->pins, bpf_program__name(prog), path);
+		r = ebpf_pins_attach(path, prog, e->cgroup_fd, e->cgroup_ino, err);
+		if (r)
+			return r;
+	}
+	e->attached = true;
+	ebpf_pins_drop_old(&e->pins, e->datapath->obj);
+	return 0;
+}
+
+static void count_missing(uint64_t cookie, void *arg)
+{
+	struct ebpf *e = ((void **)arg)[0];
+	size_t *missing = ((void **)arg)[1];
+	struct pod_config cfg;
+
+	if (ebpf_attach_pod_is_live(e, cookie) &&
+	    (!ebpf_pods_config(e, cookie, &cfg) || !(cfg.flags & POD_ACTIVE)))
+		++*missing;
+}
+
+/*
+ * Pods that some agent redirects and that are not in our maps. With programs that look into our
+ * maps they would go past their proxies.
+ */
+static size_t missing_pods(struct ebpf *e)
+{
+	size_t missing = 0;
+	void *args[] = {e, &missing};
+
+	ebpf_pins_each_pod(&e->pins, count_missing, args);
+	return missing;
+}
+
+static int attach_when_complete(struct ebpf *e, struct error *err)
+{
+	size_t missing = missing_pods(e);
+
+	if (missing)
+		return error_set(err, EAGAIN,
+				 "an earlier agent's programs stay in place: they redirect %zu "
+				 "pod(s) that this agent does not know",
+				 missing);
+	return attach(e, err);
+}
+
+static void attach_late(void *arg)
+{
+	struct ebpf *e = arg;
+	struct error err = {0};
+
+	e->start_source = NULL;
+	if (attach_when_complete(e, &err))
+		log_error(LOG_ERROR, &err, "programs not replaced", NULL);
+}
+
+/*
+ * Programs replace their predecessors at once when every pod is in the maps that ours use. When the
+ * maps are new it is not so: the old programs go on with the old maps until registration has put
+ * every pod into the new ones, which it does before the event loop runs.
+ */
+int ebpf_attach_start(struct ebpf *e, bool fresh, struct error *err)
+{
+	char path[PIN_PATH_MAX];
+	struct error ignored;
+
+	ebpf_pins_link_path(&e->pins, "sockmesh_connect4", path);
+	if (ebpf_pins_check(path, 0, NULL, &ignored) == -ENODEV)
+		return attach(e, err); /* there are no old ones, or they are detached */
+	if (!fresh && !missing_pods(e))
+		return attach(e, err);
+	return event_loop_add_timer(e->loop, 1, 0, attach_late, e, &e->start_source, err);
+}
+
+/* The cgroup may have been removed and made again, as by a kubelet that starts over. */
+static int reattach(struct ebpf *e, struct error *err)
+{
+	int r;
+
+	scoped_close(&e->cgroup_fd);
+	e->cgroup_fd = -1;
+	r = ebpf_attach_open_cgroup(e, err);
+	return r ? r : attach(e, err);
+}
+
+/* Before a pod is promised anything: our programs are where its processes are. */
+int ebpf_attach_ensure(struct ebpf *e, struct error *err)
+{
+	struct error why = {0};
+	int r;
+
+	if (e->start_source)
+		return 0; /* recovery: see start() */
+	if (!e->attached)
+		return attach_when_complete(e, err);
+	if (!ebpf_attach_verify(e, &why))
+		return 0;
+	r = reattach(e, err);
+	if (r)
+		return error_wrap(err, "%s, attaching again", why.text);
+	log_error(LOG_WARN, &why, "programs were detached by somebody else and attached again",
+		  NULL);
+	return 0;
+}
+
+void ebpf_attach_heal(void *arg)
+{
+	struct ebpf *e = arg;
+	struct error err = {0};
+
+	if (ebpf_attach_ensure(e, &err))
+		log_error(LOG_ERROR, &err, "the data path is not complete", NULL);
+}

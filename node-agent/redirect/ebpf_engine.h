@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef SOCKMESH_EBPF_ENGINE_H
+#define SOCKMESH_EBPF_ENGINE_H
+
+/*
+ * What the files of the eBPF engine share; nothing outside of it includes this. redirect_ebpf.c is
+ * the engine's surface and says in which order things happen; each other file is one concern.
+ */
+#include "ebpf_pins.h"
+#include "ebpf_policy.h"
+#include "log.h"
+#include "redirect_engine.h"
+
+#include "datapath.skel.h"
+#include "listener_scan.skel.h"
+
+#include <bpf/libbpf.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+struct event_loop;
+struct event_source;
+
+enum { POD_BUCKETS = 256 };
+
+struct ebpf_pod { /* what the agent itself remembers of a pod; the kernel has the rest */
+	struct ebpf_pod *next;
+	uint64_t cookie;
+	int namespace_id;
+	struct ebpf_policy policy;
+	struct ip_address *addresses; /* that are in local_addresses */
+	size_t n_addresses;
+	bool wants_passthrough;
+	bool rescan; /* its listeners are to be looked for */
+};
+
+struct doomed_policy { /* replaced, but a program on its way may still look into its sets */
+	struct doomed_policy *next;
+	struct ebpf *engine;
+	struct event_source *source;
+	struct ebpf_policy policy;
+};
+
+struct ebpf {
+	const struct redirect_config *cfg;
+	struct event_loop *loop;
+	struct ebpf_pins pins;
+	struct datapath_bpf *datapath;
+	struct listener_scan_bpf *scan;
+	struct bpf_link *scan_link;
+	struct ring_buffer *notices;
+	struct event_source *notice_source, *monitor_source, *start_source, *rescan_source;
+	struct event_source *heal_source;
+	int monitor_fd;
+	int cgroup_fd;
+	uint64_t cgroup_ino;
+	uint32_t last_policy;
+	uint64_t rescan_at_ms; /* when rescan_source fires */
+	bool attached;	       /* the programs on the cgroup are this agent's */
+	struct doomed_policy *doomed;
+	struct log_limit notice_limit[EVENT_COUNTERS];
+	struct ebpf_pod *pods[POD_BUCKETS];
+};
+
+/* ---- ebpf_pods.c: the pods that this agent knows, and their configuration in the kernel ---- */
+
+struct ebpf_pod *ebpf_pods_find(struct ebpf *e, uint64_t cookie); /* NULL: not known */
+struct ebpf_pod *ebpf_pods_get(struct ebpf *e, uint64_t cookie);  /* NULL: no memory */
+void ebpf_pods_forget(struct ebpf *e, uint64_t cookie);
+void ebpf_pods_free(struct ebpf_pod *pod);
+bool ebpf_pods_config(struct ebpf *e, uint64_t cookie, struct pod_config *ret);
+int ebpf_pods_config_write(struct ebpf *e, uint64_t cookie, const struct pod_config *cfg,
+			   struct error *err);
+
+/* errno of a map update: -ENOSPC, naming `what`, when the map is full. */
+int ebpf_limit_error(struct error *err, const char *what);
+
+/* ---- ebpf_addresses.c: which addresses are a pod's own, now and later ---- */
+
+int ebpf_addresses_load(struct ebpf *e, struct error *err); /* what the maps hold at start */
+int ebpf_addresses_apply(struct ebpf *e, struct ebpf_pod *pod, const struct redirect_pod *target,
+			 struct error *err);
+int ebpf_addresses_passthrough(struct ebpf *e, struct ebpf_pod *pod, int netns_fd,
+			       struct error *err);
+void ebpf_addresses_forget(struct ebpf *e, struct ebpf_pod *pod);
+int ebpf_addresses_watch(struct ebpf *e, struct error *err);
+
+/* ---- ebpf_listeners.c: the proxies' inbound listeners ---- */
+
+int ebpf_listeners_scan(struct ebpf *e, uint64_t cookie, int netns_fd, struct error *err);
+void ebpf_listeners_scan_in(struct ebpf *e, uint64_t cookie, uint64_t delay_ms);
+void ebpf_listeners_forget(struct ebpf *e, uint64_t cookie);
+
+/* ---- ebpf_sets.c: ids, ports and prefixes of policies ---- */
+
+int ebpf_sets_write(struct ebpf *e, const struct ebpf_policy *p, struct error *err);
+void ebpf_sets_erase_later(struct ebpf *e, struct ebpf_policy *p); /* takes its contents over */
+void ebpf_sets_erase_unknown(struct ebpf *e, uint32_t policy);
+int ebpf_sets_erase_leftovers(struct ebpf *e, struct error *err); /* and sets last_policy */
+void ebpf_sets_doomed_free(struct doomed_policy *doomed);
+
+/* ---- ebpf_attach.c: the programs on the cgroup ---- */
+
+int ebpf_attach_open_cgroup(struct ebpf *e, struct error *err);
+int ebpf_attach_start(struct ebpf *e, bool fresh, struct error *err);
+int ebpf_attach_ensure(struct ebpf *e, struct error *err);
+int ebpf_attach_verify(struct ebpf *e, struct error *err);
+bool ebpf_attach_pod_is_live(struct ebpf *e, uint64_t cookie);
+void ebpf_attach_heal(void *engine); /* an event_timer_fn */
+
+/* ---- ebpf_notices.c: what the programs ask the agent to do or to say ---- */
+
+int ebpf_notices_watch(struct ebpf *e, struct error *err);
+
+/* ---- ebpf_counters.c, ebpf_verify.c: contracts in redirect.h ---- */
+
+const char *ebpf_event_name(unsigned event); /* enum event_counter */
+json_t *ebpf_pod_counters(void *state, uint64_t cookie);
+json_t *ebpf_node_counters(void *state);
+int ebpf_verify(void *state, const struct redirect_pod *pod, struct error *err);
+
+#endif
