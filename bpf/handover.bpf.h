@@ -47,4 +47,11 @@ static __always_inline void handover_release(__u64 netns)
 	gauge_give(0);
 }
 
+/* Ports on which a local connection must have been handed over. */
+static __always_inline int is_proxy_port(const struct pod_config *pod, __u16 port)
+{
+	return port == pod->outbound_port || port == pod->inbound_port ||
+	       (pod->dns_port && port == pod->dns_port);
+}
+
 #endif

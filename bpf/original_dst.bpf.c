@@ -87,12 +87,6 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-static __always_inline int is_proxy_port(const struct pod_config *pod, __u16 port)
-{
-	return port == pod->outbound_port || port == pod->inbound_port ||
-	       (pod->dns_port && port == pod->dns_port);
-}
-
 static __always_inline int is_local_peer(__u64 netns, const struct addr16 *peer)
 {
 	struct local_address_key key = {.netns = netns, .addr = *peer};
@@ -128,7 +122,7 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 	} else if (entry) {
 		dst->original = entry->original;
 		dst->kind = ACCEPTED_RECORD;
-	} else {
+	} else if (!dst->kind) { /* or another copy of this program has taken it over already */
 		dst->kind = ACCEPTED_MISS;
 		report_event(netns, EVENT_HANDOVER_MISS);
 	}

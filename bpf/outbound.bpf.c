@@ -106,12 +106,6 @@ static __always_inline int is_decided(struct bpf_sock_addr *ctx, const struct at
 	       addr16_equal(&c->rewritten.addr, &a->flow.destination);
 }
 
-static __always_inline int is_proxy_port(const struct pod_config *pod, __u16 port)
-{
-	return port == pod->outbound_port || port == pod->inbound_port ||
-	       (pod->dns_port && port == pod->dns_port);
-}
-
 /* All fields first, volatile: see read_tuple() in original_dst.bpf.c. */
 static __always_inline int is_wildcard_listener(struct bpf_sock *sk)
 {

@@ -105,9 +105,9 @@ static void raise_descriptor_limit(void)
 
 /*
  * Keeps what the work needs, of what there is: NET_ADMIN, BPF and PERFMON for the programs;
- * SYS_ADMIN to enter namespaces and mount bpffs; SYS_PTRACE for listeners of other processes;
- * NET_BROADCAST to hear of address changes in all namespaces; SYS_RESOURCE for locked memory before
- * Linux 5.11; DAC_OVERRIDE because a pod's namespace file may belong to another user.
+ * SYS_ADMIN to enter namespaces and mount bpffs; SYS_PTRACE to see whether a namespace is that of
+ * process 1; NET_BROADCAST to hear of address changes in all namespaces; SYS_RESOURCE for locked
+ * memory before Linux 5.11; DAC_OVERRIDE because a pod's namespace file may belong to another user.
  */
 static int drop_capabilities(struct error *err)
 {

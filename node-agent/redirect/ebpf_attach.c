@@ -26,13 +26,34 @@ int ebpf_attach_open_cgroup(struct ebpf *e, struct error *err)
 	return 0;
 }
 
+/*
+ * The kernel detaches links some time after their cgroup was removed, so the links alone do not
+ * tell that another one is in its place.
+ */
+static int verify_cgroup(struct ebpf *e, struct error *err)
+{
+	char path[PIN_PATH_MAX];
+	struct stat st;
+	int r = cgroup_attach_dir(e->cfg->cgroup_root, path, sizeof(path), err);
+
+	if (r)
+		return r;
+	if (stat(path, &st) < 0)
+		return error_set(err, errno, "stat cgroup %s", path);
+	if (st.st_ino != e->cgroup_ino)
+		return error_set(err, ENODEV, "the programs are not on cgroup %s", path);
+	return 0;
+}
+
 int ebpf_attach_verify(struct ebpf *e, struct error *err)
 {
 	struct bpf_program *prog;
+	int r = verify_cgroup(e, err);
 
+	if (r)
+		return r;
 	bpf_object__for_each_program (prog, e->datapath->obj) {
 		char path[PIN_PATH_MAX];
-		int r;
 
 		ebpf_pins_link_path(&e->pins, bpf_program__name(prog), path);
 		r = ebpf_pins_check(path, e->cgroup_ino, NULL, err);

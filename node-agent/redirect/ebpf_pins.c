@@ -199,8 +199,8 @@ static int keep_map(const struct ebpf_pins *pins, struct bpf_map *map, bool *ret
 	if (!*ret_fresh && !map_info(fd, &old)) {
 		if (!map_info(bpf_map__fd(map), &ours) && ours.id == old.id)
 			return 0;
-		*ret_fresh = !same_layout(map, &old);
-		if (!*ret_fresh && can_copy(&old)) {
+		*ret_fresh = !same_layout(map, &old) || !can_copy(&old);
+		if (!*ret_fresh) {
 			r = copy_entries(fd, bpf_map__fd(map), &old, err);
 			if (r)
 				return r;
@@ -213,23 +213,27 @@ static int keep_map(const struct ebpf_pins *pins, struct bpf_map *map, bool *ret
 	return 0;
 }
 
-int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj, bool *ret_fresh,
-			struct error *err)
+int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj,
+			struct ebpf_fresh_maps *ret, struct error *err)
 {
+	struct ebpf_fresh_maps fresh = {0};
 	struct bpf_map *map;
 
 	bpf_object__for_each_map (map, obj) {
-		bool fresh = false;
+		const char *name = bpf_map__name(map);
+		bool is_fresh = false;
 		int r;
 
 		if (is_internal(map))
 			continue;
-		r = keep_map(pins, map, &fresh, err);
+		r = keep_map(pins, map, &is_fresh, err);
 		if (r)
 			return r;
-		if (!strcmp(bpf_map__name(map), "pods"))
-			*ret_fresh = fresh;
+		fresh.pods |= is_fresh && !strcmp(name, "pods");
+		fresh.handovers |=
+			is_fresh && (!strcmp(name, "handovers") || !strcmp(name, "gauges"));
 	}
+	*ret = fresh;
 	return 0;
 }
 

@@ -33,11 +33,14 @@ int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *e
 /*
  * Before load: each map of the object (but the internal ones) is the pinned one where that has the
  * same layout and size. After load: pins what is new, having copied what a pinned map of another
- * size holds. *ret_fresh: `pods` did not come from a pin, so no pod is in it.
+ * size holds.
  */
+struct ebpf_fresh_maps { /* those that hold nothing of what was pinned before */
+	bool pods, handovers /* or their gauges */;
+};
 int ebpf_pins_reuse_maps(const struct ebpf_pins *pins, struct bpf_object *obj, struct error *err);
-int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj, bool *ret_fresh,
-			struct error *err);
+int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj,
+			struct ebpf_fresh_maps *ret, struct error *err);
 
 /* Once the programs are this agent's: maps of other ABI versions, links of programs it has not. */
 void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *obj);

@@ -348,12 +348,10 @@ static const struct facility_test tests[] = {
 	     "proxies cannot ask for the original destination"),
 	HOOK("sockops", SOCK_OPS, BPF_CGROUP_SOCK_OPS, true,
 	     "the original destination cannot be handed over to the proxy"),
-	HOOK("cgroup/sock_release", BPF_PROG_TYPE_CGROUP_SOCK, BPF_CGROUP_INET_SOCK_RELEASE, true,
-	     "hand-over places of connections that were never made would not be freed"),
 	HOOK("sk_lookup", SK_LOOKUP, BPF_SK_LOOKUP, true,
 	     "inbound connections cannot be redirected"),
-	CUSTOM("iter/tcp", try_tcp_iterator, false, "attached an iterator, read nothing",
-	       "proxies that listened before the agent started must listen again"),
+	CUSTOM("iter/tcp", try_tcp_iterator, true, "attached an iterator, read nothing",
+	       "proxies that listened before the agent started could not be found"),
 
 	CUSTOM("SO_NETNS_COOKIE", try_netns_cookie, true, "asked for ours",
 	       "the agent cannot tell the network namespaces of pods apart"),
@@ -433,7 +431,6 @@ static const struct {
 	{BPF_CGROUP_INET6_GETPEERNAME, "getpeername6"},
 	{BPF_CGROUP_GETSOCKOPT, "getsockopt"},
 	{BPF_CGROUP_SOCK_OPS, "sock_ops"},
-	{BPF_CGROUP_INET_SOCK_RELEASE, "sock_release"},
 };
 
 enum {

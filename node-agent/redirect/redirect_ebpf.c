@@ -342,7 +342,7 @@ static int set_sizes(struct ebpf *e, struct error *err)
 	return 0;
 }
 
-static int load(struct ebpf *e, bool *ret_fresh, struct error *err)
+static int load(struct ebpf *e, struct ebpf_fresh_maps *ret_fresh, struct error *err)
 {
 	struct gauge node_gauge = {0};
 	__u64 node = 0;
@@ -391,6 +391,39 @@ static int complete_pods(struct ebpf *e, struct error *err)
 		r = per_pod_entries(e, key, err);
 	}
 	return r;
+}
+
+/*
+ * The gauges say how many entries there are. When one of the two maps is new, of another size, they
+ * are counted again; what the old programs hand over meanwhile can leave them wrong by that many.
+ */
+static void count_handovers(struct ebpf *e)
+{
+	int gauges = bpf_map__fd(e->datapath->maps.gauges);
+	struct gauge none = {0}, node = {0};
+	uint64_t cookie = 0, next_cookie;
+	struct handover_key key, next;
+	void *at = NULL;
+
+	while (!bpf_map_get_next_key(gauges, at, &next_cookie)) {
+		cookie = next_cookie;
+		at = &cookie;
+		bpf_map_update_elem(gauges, &cookie, &none, BPF_EXIST);
+	}
+	at = NULL;
+	while (!bpf_map_get_next_key(bpf_map__fd(e->datapath->maps.handovers), at, &next)) {
+		struct gauge pod = {0};
+
+		key = next;
+		at = &key;
+		node.handovers++;
+		if (bpf_map_lookup_elem(gauges, &key.netns, &pod))
+			continue;
+		pod.handovers++;
+		bpf_map_update_elem(gauges, &key.netns, &pod, BPF_EXIST);
+	}
+	cookie = 0;
+	bpf_map_update_elem(gauges, &cookie, &node, BPF_EXIST);
 }
 
 /* Addresses of an apply or remove that was killed on the way. */
@@ -449,7 +482,8 @@ static void ebpf_close(void *state)
 	free(e);
 }
 
-static int print_libbpf(enum libbpf_print_level level, const char *fmt, va_list args)
+__attribute__((format(printf, 2, 0))) static int print_libbpf(enum libbpf_print_level level,
+							      const char *fmt, va_list args)
 {
 	char line[1024];
 
@@ -466,7 +500,7 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 		     struct error *err)
 {
 	struct ebpf *e = calloc(1, sizeof(*e));
-	bool fresh = true;
+	struct ebpf_fresh_maps fresh = {0};
 	int r;
 
 	if (!e)
@@ -482,6 +516,8 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 		r = load(e, &fresh, err);
 	if (!r)
 		r = complete_pods(e, err);
+	if (!r && fresh.handovers)
+		count_handovers(e);
 	if (!r)
 		r = ebpf_addresses_load(e, err);
 	if (!r)
@@ -491,7 +527,7 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 	if (!r)
 		r = listen_to_kernel(e, err);
 	if (!r)
-		r = ebpf_attach_start(e, fresh, err);
+		r = ebpf_attach_start(e, fresh.pods, err);
 	if (r) {
 		ebpf_close(e);
 		return r;

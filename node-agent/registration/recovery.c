@@ -185,8 +185,7 @@ static int take_over(struct registration *reg, struct pod *pod, bool in_kernel, 
 {
 	int r;
 
-	*ret_gone =
-		netns_fd < 0 && (!in_kernel || redirect_netns_gone(reg->cfg.redirect, pod->cookie));
+	*ret_gone = netns_fd < 0 && redirect_netns_gone(reg->cfg.redirect, pod->cookie);
 	if (*ret_gone)
 		return redirect_remove(reg->cfg.redirect, pod->cookie, -1, err);
 	if (netns_fd < 0)
@@ -205,15 +204,17 @@ static bool recover_redirected(struct registration *reg, struct pod *pod,
 			       const struct recovered *kernel)
 {
 	scoped_fd int netns_fd = registration_open_netns(pod);
-	bool in_kernel = kernel_has(kernel, pod->cookie), gone = false;
+	bool in_kernel = kernel_has(kernel, pod->cookie), gone = false, keep;
 	struct error err = {0};
 
 	if (!take_over(reg, pod, in_kernel, netns_fd, &gone, &err))
 		return !gone;
+	/* Not in new maps, it may still be redirected by what an earlier agent attached. */
+	keep = in_kernel || !redirect_netns_gone(reg->cfg.redirect, pod->cookie);
 	log_error(LOG_WARN, &err, "cannot take a pod over", "namespace", pod->ns, "pod", pod->name,
-		  "container", pod->container_id, "kept", in_kernel ? "yes" : "no", NULL);
+		  "container", pod->container_id, "kept", keep ? "yes" : "no", NULL);
 	make_orphan(pod, &err);
-	return in_kernel;
+	return keep;
 }
 
 static int add_orphan(struct registration *reg, uint64_t cookie, struct error *err)
