@@ -203,8 +203,10 @@ format: ## format every C file
 
 compile_commands.json: ## for editors and clang tools
 	$(call say,GEN,$@)
-	$(Q)printf '%s\n' $(filter %.c,$(filter-out bpf/%,$(C_FILES))) | awk -v dir="$(CURDIR)" -v flags='$(subst ",\\\",$(CPPFLAGS)) -std=gnu11' \
-		'BEGIN { print "[" } { printf "%s{\"directory\":\"%s\",\"file\":\"%s\",\"command\":\"$(CC) %s -c %s\"}", (NR > 1 ? ",\n" : ""), dir, $$0, flags, $$0 } END { print "\n]" }' > $@
+	$(Q)flags=$$(printf '%s\n' $(CPPFLAGS) -std=gnu11 | jq -R . | jq -sc .); \
+		printf '%s\n' $(filter %.c,$(filter-out bpf/%,$(C_FILES))) | \
+		jq -R --arg dir "$(CURDIR)" --argjson flags "$$flags" \
+		'{directory: $$dir, file: ., arguments: (["$(CC)"] + $$flags + ["-c", .])}' | jq -s . > $@
 
 # ---- install -----------------------------------------------------------------------------------
 
