@@ -14,7 +14,7 @@
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
-const volatile __u32 max_handovers = 262144;
+const volatile __u32 max_handovers = 120000;
 const volatile __u32 max_handovers_per_pod = 65536;
 
 enum { IPPROTO_TCP_ = 6, IPPROTO_UDP_ = 17, IPPROTO_MPTCP_ = 262, TCP_LISTEN_STATE = 10 };

@@ -34,7 +34,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1000000);
+	__uint(max_entries, 131072);
 	__type(key, struct id_set_key);
 	__type(value, __u32);
 } id_sets weak_map;
@@ -42,7 +42,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1000000);
+	__uint(max_entries, 131072);
 	__type(key, struct port_set_key);
 	__type(value, __u32);
 } port_sets weak_map;
@@ -50,7 +50,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1000000);
+	__uint(max_entries, 131072);
 	__type(key, struct prefix_set_key);
 	__type(value, __u32);
 } prefix_sets weak_map;
@@ -58,7 +58,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 262144);
+	__uint(max_entries, 131072);
 	__type(key, struct handover_key);
 	__type(value, struct handover);
 } handovers weak_map;
