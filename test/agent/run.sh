@@ -598,6 +598,36 @@ test_uninstall() {
 	agent_uninstall
 }
 
+# A namespace with an IPv6 address, so that its redirection comes with ::6 on lo.
+pod_with_ipv6() { # NAME
+	namespaces "$1"
+	ip -n "$1" link set lo up
+	ip -n "$1" address add fd09::2/128 dev lo
+	add c1 eth0 "$1"
+	check_has "$(ip -n "$1" address show dev lo)" "inet6 ::6/128"
+}
+
+test_uninstall_takes_the_address() {
+	pod_with_ipv6 t-a
+	crash
+	agent_uninstall
+	check_fails test -e "$NODE_BPFFS/sockmesh"
+	check_fails check_has "$(ip -n t-a address show dev lo)" "inet6 ::6/128"
+	check_has "$(ip -n t-a address show dev lo)" "inet6 fd09::2/128"
+}
+
+# Nobody knows any more where the pods are: everything goes that can, and what cannot is said.
+test_uninstall_without_state() {
+	pod_with_ipv6 t-a
+	crash
+	rm "$NODE_RUN/state.json"
+	exits 1 "::6/128 stays on lo of 1 pod" agent_uninstall
+	check_fails test -e "$NODE_BPFFS/sockmesh"
+	check_has "$(ip -n t-a address show dev lo)" "inet6 ::6/128"
+	agent_uninstall
+	check_fails test -e "$NODE_RUN"
+}
+
 # A directory that is no bpffs, as on a machine that mounts none at boot.
 test_bpffs_is_mounted() {
 	local dir=$NODE_DIR/no-bpffs status=0
@@ -657,5 +687,8 @@ test_agent "a new configuration takes effect at a restart, but un-redirects nobo
 test_agent "a second agent on the same run directory is refused" test_second_agent
 test_agent "two agents with directories of their own do not meet" test_side_by_side
 test_agent "uninstall leaves nothing, twice" test_uninstall
+test_agent "uninstall takes ::6 from the pods" test_uninstall_takes_the_address
+test_agent "uninstall without a state file removes the rest and says that ::6 stays" \
+	test_uninstall_without_state
 test_agent "bpffs is mounted where there is none" test_bpffs_is_mounted
 tap_done

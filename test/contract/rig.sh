@@ -90,6 +90,7 @@ agent_up() { # NAME [OPTION...]
 	}
 }
 declare -A agent_pid
+declare -A agent_pods # NAME: where its pods' processes run, when it is not its cgroup's child "pods"
 
 agent_cgroup() { # NAME
 	[ -d "$cgroup_base" ] || make_cgroup "$cgroup_base"
@@ -149,7 +150,7 @@ make_namespaces() { # NAME [SHIFT]
 pod_up() { # NAME [AGENT [SHIFT]]
 	local name=$1 agent=${2:-main}
 	[ -d "$cgroup_base/$agent/pods" ] || agent_cgroup "$agent" || return
-	pod_cgroup[$name]=$cgroup_base/$agent/pods
+	pod_cgroup[$name]=${agent_pods[$agent]:-$cgroup_base/$agent/pods}
 	pod_agent[$name]=$work/run-$agent
 	make_namespaces "$name" "${3:-}"
 	# shellcheck disable=SC2016

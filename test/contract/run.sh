@@ -17,6 +17,8 @@ fi
 . test/contract/rig.sh
 # shellcheck source=test/contract/scenarios.sh
 . test/contract/scenarios.sh
+# shellcheck source=test/contract/restarts.sh
+. test/contract/restarts.sh
 
 SCALE=${SCALE:-ci}
 ONLY=${ONLY:-}

@@ -19,6 +19,11 @@ fresh() {
 	return 1
 }
 
+# Says so, and is true, when the engine is one without an agent.
+without_agent() { # CLAIM
+	[ "$ENGINE" = reference ] && echo "ok - $1 # SKIP the reference engine has no agent"
+}
+
 # expect CLAIM WANTED COMMAND...: the output contains WANTED.
 expect() {
 	local claim=$1 wanted=$2 got
@@ -183,10 +188,7 @@ scenario_equal_tuples() {
 # Two agents with directories of their own; one is killed, and its pod stays redirected.
 scenario_two_agents() {
 	local first=two-agents-first second=two-agents-second
-	if [ "$ENGINE" = reference ]; then
-		echo "ok - two-agents # SKIP the reference engine has no agent"
-		return
-	fi
+	without_agent two-agents && return
 	agent_up second || {
 		echo "not ok - two-agents: the second one starts"
 		return
@@ -255,6 +257,7 @@ signal.pause()
 '
 
 pending_up() { # NAME COUNT
+	rm -f "$work/pending-$1"
 	as_pod "$1" 0 0 python3 -c "$PENDING" "$2" >"$work/pending-$1" &
 	wait_for 10 test -s "$work/pending-$1"
 }
@@ -264,8 +267,20 @@ pending_down() { # NAME
 	wait -n 2>/dev/null
 }
 
+# Until the table "deaf" is deleted no SYN reaches the proxy.
+deafen() { # NAME
+	inside "$1" nft -f - <<-'EOF'
+		table ip deaf {
+			chain in {
+				type filter hook input priority 0
+				tcp dport 15001 tcp flags & syn == syn drop
+			}
+		}
+	EOF
+}
+
 pod_events() { # NAME
-	"$BUILD_DIR/bin/sockmeshctl" --run-dir "$work/run-limits" pod "contract/$1" -o json |
+	"$BUILD_DIR/bin/sockmeshctl" --run-dir "${pod_agent[$1]}" pod "contract/$1" -o json |
 		jq -c .counters.events
 }
 
@@ -281,10 +296,7 @@ no_place_taken() {
 # of it. Beyond the limit connections are refused and counted, and the next pod still has its share.
 scenario_limits() {
 	local first=limits-first second=limits-second name
-	if [ "$ENGINE" = reference ]; then
-		echo "ok - limits # SKIP the reference engine has no limits of its own"
-		return
-	fi
+	without_agent limits && return
 	agent_up limits --max-handovers-per-pod 8 --max-handovers 12 || {
 		echo "not ok - limits: the agent starts"
 		return
@@ -293,14 +305,7 @@ scenario_limits() {
 	fresh $second limits || { pod_down $first && return; }
 	for name in $first $second; do
 		outbound_proxy "$name" separate
-		inside "$name" nft -f - <<-'EOF'
-			table ip deaf {
-				chain in {
-					type filter hook input priority 0
-					tcp dport 15001 tcp flags & syn == syn drop
-				}
-			}
-		EOF
+		deafen "$name"
 	done
 	pending_up $first 10
 	expect "limits: a pod's share is 8 places" "EINPROGRESS=8 EPERM=2" cat "$work/pending-$first"
@@ -338,6 +343,154 @@ scenario_many_listeners() {
 	wait_for 5 flood_from_world $name inbound 100 "${in[@]}"
 	result $? "$name: found again when newer ones took its slots and left"
 	stop_servers $name.last
+	pod_down $name
+}
+
+# Connects to 10.99.0.1:80, and fifty times more from the same port to the same place, which the
+# kernel refuses after connect() was decided and before the socket has ports.
+REPEAT='
+import errno, socket, sys
+def connecting(port, protocol):
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("10.244.0.5", port))
+    return s, s.connect_ex(("10.99.0.1", 80))
+try:
+    socket.socket(socket.AF_INET, socket.SOCK_STREAM, int(sys.argv[1])).close()
+except OSError as e:
+    sys.exit("no such sockets here")
+held, failed = connecting(0, 0)
+assert not failed, failed
+became = {}
+for i in range(50):
+    s, failed = connecting(held.getsockname()[1], int(sys.argv[1]))
+    s.close()
+    name = errno.errorcode.get(failed, "0")
+    became[name] = became.get(name, 0) + 1
+print(*("%s=%d" % item for item in sorted(became.items())))
+'
+
+scenario_connect_fails_early() {
+	local name=connect-fails-early protocol got
+	fresh $name || return
+	outbound_proxy "$name" separate --echo
+	for protocol in 0 262; do
+		got=$(as_pod $name 1000 1000 python3 -c "$REPEAT" $protocol 2>&1)
+		case $got in
+		*"no such sockets here"*)
+			echo "ok - $name: protocol $protocol # SKIP this kernel has no multipath TCP"
+			continue
+			;;
+		esac
+		expect "$name: protocol $protocol, the port is taken" EADDRNOTAVAIL=50 echo "$got"
+		expect_no_handover_left "$name: protocol $protocol"
+	done
+	pod_down $name
+}
+
+# ::6 on lo is what makes a source of ::6 the proxy's own; without it, it is anybody's.
+scenario_passthrough_from_outside() {
+	local name=passthrough-from-outside
+	without_agent $name && return
+	setting=()
+	pod_up $name main
+	inside $name sh -c 'echo 1 >/proc/sys/net/ipv6/conf/lo/disable_ipv6'
+	enrol $name && world_servers $name && app_servers $name && inbound_proxy $name separate
+	result $? "$name: a pod without IPv6 on lo is enrolled"
+	ip -n $name-w -batch - <<-BATCH
+		address add ::6/128 dev lo nodad
+		route add fd00:10::5/128 dev w0 src ::6
+	BATCH
+	expect "$name: ::6 from outside reaches the proxy" label=inbound dial_from_world $name "$POD6:8080"
+	expect "$name: and the proxy sees who it is" "peer=[::6]:" dial_from_world $name "$POD6:8080"
+	stop_servers $name.inbound
+	expect "$name: or is refused without one" refused dial_from_world $name "$POD6:8080"
+	pod_down $name
+}
+
+# Questions from one socket (family 4 or 6; 6 is dual-stack): what each answer says of where it
+# was asked, and whom it comes from. After "connect" the next server is connected to; a question to
+# the server after "lost" says so, for lose_questions().
+ASK='
+import socket, sys
+v6 = sys.argv[1] == "6"
+s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+if v6:
+    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+def answer():
+    line, server = s.recvfrom(512)
+    print(line.decode().split()[-1], "from=%s:%d" % server[:2], flush=True)
+waiting, how = 0, None
+for word in sys.argv[2:]:
+    if word == "answer":
+        answer()
+        waiting -= 1
+    elif word in ("connect", "lost"):
+        how = word
+        continue
+    elif how == "lost":
+        s.sendto(b"lost", (word, 53))
+    elif how == "connect":
+        s.connect((word, 53))
+        s.send(b"?")
+        waiting += 1
+    else:
+        s.sendto(b"?", (word, 53))
+        waiting += 1
+    how = None
+for i in range(waiting):
+    answer()
+'
+
+ask() { # NAME FAMILY WHAT...: the answers, sorted, on one line
+	as_pod "$1" 1000 1000 python3 -c "$ASK" "${@:2}" 2>&1 | sort | xargs
+}
+
+lose_questions() { # NAME: those of four bytes, which make a datagram of twelve
+	inside "$1" nft -f - <<-'EOF'
+		table inet lossy {
+			chain in {
+				type filter hook input priority 0
+				udp dport 15053 udp length 12 drop
+			}
+		}
+	EOF
+}
+
+scenario_dns_servers() {
+	local name=dns-servers
+	fresh $name main dns=on || return
+	dns_proxy $name
+	expect "$name: a dual-stack socket asks a server of each family" 		"local=127.0.0.1:15053 from=::ffff:10.99.0.53:53 local=[::1]:15053 from=fd00:99::53:53" 		ask $name 6 ::ffff:10.99.0.53 fd00:99::53
+	expect "$name: in the other order" 		"local=127.0.0.1:15053 from=::ffff:10.99.0.54:53 local=[::1]:15053 from=fd00:99::54:53" 		ask $name 6 fd00:99::54 ::ffff:10.99.0.54
+	expect "$name: IPv4, after connect() answers come from the connected server" 		"local=127.0.0.1:15053 from=10.99.0.53:53 local=127.0.0.1:15053 from=10.99.0.54:53" 		ask $name 4 10.99.0.54 answer connect 10.99.0.53
+	expect "$name: IPv6, after connect() answers come from the connected server" 		"local=[::1]:15053 from=fd00:99::53:53 local=[::1]:15053 from=fd00:99::54:53" 		ask $name 6 fd00:99::54 answer connect fd00:99::53
+	lose_questions $name
+	expect "$name: also when an earlier question was lost" "from=10.99.0.53:53" \
+		ask $name 4 lost 10.99.0.54 connect 10.99.0.53
+	expect "$name: a lost question of one family is not answered by the other" \
+		"local=[::1]:15053 from=fd00:99::53:53" ask $name 6 lost ::ffff:10.99.0.54 fd00:99::53
+	expect "$name: nor the other way round" "local=127.0.0.1:15053 from=::ffff:10.99.0.53:53" \
+		ask $name 6 lost fd00:99::54 ::ffff:10.99.0.53
+	stop_servers $name.dns
+	pod_down $name
+}
+
+# The kernel's NAT cannot tell whose listener it is.
+scenario_listener_not_proxy() {
+	local name=listener-not-proxy
+	without_agent $name && return
+	fresh $name || return
+	# shellcheck disable=SC2046
+	start_servers $name impostor as_pod $name 1000 1000 "$PROGRAMS/reporter" impostor \
+		$(proxy_at 15006 separate)
+	expect "$name: IPv4 is refused" refused dial_from_world $name "$POD4:8080"
+	expect "$name: IPv6 is refused" refused dial_from_world $name "$POD6:8080"
+	expect "$name: both listeners are counted" '"listener-not-proxy":2' pod_events $name
+	stop_servers $name.impostor
+	inbound_proxy $name separate
+	expect "$name: the proxy's own is reached" label=inbound dial_from_world $name "$POD4:8080"
 	pod_down $name
 }
 
