@@ -71,6 +71,14 @@ bool ebpf_attach_pod_is_live(struct ebpf *e, uint64_t cookie)
 	return ebpf_pins_netns_state(path) == NETNS_LIVES;
 }
 
+bool ebpf_attach_pod_is_known(struct ebpf *e, uint64_t cookie)
+{
+	struct pod_config cfg;
+
+	return !ebpf_attach_pod_is_live(e, cookie) ||
+	       (ebpf_pods_config(e, cookie, &cfg) && (cfg.flags & POD_ACTIVE));
+}
+
 static int attach(struct ebpf *e, struct error *err)
 {
 	struct bpf_program *prog;
@@ -89,33 +97,35 @@ static int attach(struct ebpf *e, struct error *err)
 	return 0;
 }
 
+struct missing {
+	struct ebpf *engine;
+	uint64_t except;
+	size_t n;
+};
+
 static void count_missing(uint64_t cookie, void *arg)
 {
-	struct ebpf *e = ((void **)arg)[0];
-	size_t *missing = ((void **)arg)[1];
-	struct pod_config cfg;
+	struct missing *missing = arg;
 
-	if (ebpf_attach_pod_is_live(e, cookie) &&
-	    (!ebpf_pods_config(e, cookie, &cfg) || !(cfg.flags & POD_ACTIVE)))
-		++*missing;
+	if (cookie != missing->except && !ebpf_attach_pod_is_known(missing->engine, cookie))
+		missing->n++;
 }
 
 /*
  * Pods that some agent redirects and that are not in our maps. With programs that look into our
- * maps they would go past their proxies.
+ * maps they would go past their proxies. `except` is a pod that is being put there; 0: none.
  */
-static size_t missing_pods(struct ebpf *e)
+static size_t missing_pods(struct ebpf *e, uint64_t except)
 {
-	size_t missing = 0;
-	void *args[] = {e, &missing};
+	struct missing missing = {.engine = e, .except = except};
 
-	ebpf_pins_each_pod(&e->pins, count_missing, args);
-	return missing;
+	ebpf_pins_each_pod(&e->pins, count_missing, &missing);
+	return missing.n;
 }
 
-static int attach_when_complete(struct ebpf *e, struct error *err)
+static int attach_when_complete(struct ebpf *e, uint64_t except, struct error *err)
 {
-	size_t missing = missing_pods(e);
+	size_t missing = missing_pods(e, except);
 
 	if (missing)
 		return error_set(err, EAGAIN,
@@ -131,7 +141,7 @@ static void attach_late(void *arg)
 	struct error err = {0};
 
 	e->start_source = NULL;
-	if (attach_when_complete(e, &err))
+	if (attach_when_complete(e, 0, &err))
 		log_error(LOG_ERROR, &err, "programs not replaced", NULL);
 }
 
@@ -148,7 +158,7 @@ int ebpf_attach_start(struct ebpf *e, bool fresh, struct error *err)
 	ebpf_pins_link_path(&e->pins, "sockmesh_connect4", path);
 	if (ebpf_pins_check(path, 0, NULL, &ignored) == -ENODEV)
 		return attach(e, err); /* there are no old ones, or they are detached */
-	if (!fresh && !missing_pods(e))
+	if (!fresh && !missing_pods(e, 0))
 		return attach(e, err);
 	return event_loop_add_timer(e->loop, 1, 0, attach_late, e, &e->start_source, err);
 }
@@ -165,7 +175,7 @@ static int reattach(struct ebpf *e, struct error *err)
 }
 
 /* Before a pod is promised anything: our programs are where its processes are. */
-int ebpf_attach_ensure(struct ebpf *e, struct error *err)
+int ebpf_attach_ensure(struct ebpf *e, uint64_t except, struct error *err)
 {
 	struct error why = {0};
 	int r;
@@ -173,7 +183,7 @@ int ebpf_attach_ensure(struct ebpf *e, struct error *err)
 	if (e->start_source)
 		return 0; /* recovery: see start() */
 	if (!e->attached)
-		return attach_when_complete(e, err);
+		return attach_when_complete(e, except, err);
 	if (!ebpf_attach_verify(e, &why))
 		return 0;
 	r = reattach(e, err);
@@ -189,6 +199,6 @@ void ebpf_attach_heal(void *arg)
 	struct ebpf *e = arg;
 	struct error err = {0};
 
-	if (ebpf_attach_ensure(e, &err))
+	if (ebpf_attach_ensure(e, 0, &err))
 		log_error(LOG_ERROR, &err, "the data path is not complete", NULL);
 }

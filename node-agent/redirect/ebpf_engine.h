@@ -105,10 +105,12 @@ void ebpf_sets_doomed_free(struct doomed_policy *doomed);
 
 int ebpf_attach_open_cgroup(struct ebpf *e, struct error *err);
 int ebpf_attach_start(struct ebpf *e, bool fresh, struct error *err);
-int ebpf_attach_ensure(struct ebpf *e, struct error *err);
+/* Ours are attached, or are now. -EAGAIN: an earlier agent's must stay, for pods but `except`. */
+int ebpf_attach_ensure(struct ebpf *e, uint64_t except, struct error *err);
 int ebpf_attach_verify(struct ebpf *e, struct error *err);
-bool ebpf_attach_pod_is_live(struct ebpf *e, uint64_t cookie);
-void ebpf_attach_heal(void *engine); /* an event_timer_fn */
+bool ebpf_attach_pod_is_live(struct ebpf *e, uint64_t cookie);	/* has an inbound program */
+bool ebpf_attach_pod_is_known(struct ebpf *e, uint64_t cookie); /* or has none to be known */
+void ebpf_attach_heal(void *engine);				/* an event_timer_fn */
 
 /* ---- ebpf_notices.c: what the programs ask the agent to do or to say ---- */
 

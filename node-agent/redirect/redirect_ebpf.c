@@ -174,7 +174,7 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 	if (!known)
 		return error_set(err, ENOMEM, "remember the pod");
 	exists = ebpf_pods_config(e, pod->cookie, &old);
-	r = ebpf_attach_ensure(e, err);
+	r = ebpf_attach_ensure(e, pod->cookie, err);
 	if (!r)
 		r = watch(known, pod, err);
 	if (!r)
@@ -244,23 +244,45 @@ static int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error 
 
 /* ---- restart -------------------------------------------------------------------------------- */
 
+struct cookies {
+	struct ebpf *engine;
+	uint64_t *list;
+	size_t n, max;
+};
+
+static void add_cookie(struct cookies *cookies, uint64_t cookie)
+{
+	if (cookies->n < cookies->max)
+		cookies->list[cookies->n++] = cookie;
+}
+
+/* What an earlier agent attached and our maps, when they are new, do not have. */
+static void add_unknown(uint64_t cookie, void *arg)
+{
+	struct cookies *cookies = arg;
+
+	if (!ebpf_attach_pod_is_known(cookies->engine, cookie))
+		add_cookie(cookies, cookie);
+}
+
 static int ebpf_recovered(void *state, uint64_t **ret_cookies, size_t *ret_n, struct error *err)
 {
 	struct ebpf *e = state;
-	scoped_free uint64_t *cookies = calloc(e->cfg->max_pods, sizeof(*cookies));
+	struct cookies cookies = {.engine = e, .max = 2ul * e->cfg->max_pods};
 	uint64_t key = 0, next;
 	void *at = NULL;
-	size_t n = 0;
 
-	if (!cookies)
+	cookies.list = calloc(cookies.max, sizeof(*cookies.list));
+	if (!cookies.list)
 		return error_set(err, ENOMEM, "list the pods in the kernel");
-	while (n < e->cfg->max_pods &&
-	       !bpf_map_get_next_key(bpf_map__fd(e->datapath->maps.pods), at, &next)) {
-		cookies[n++] = key = next;
+	while (!bpf_map_get_next_key(bpf_map__fd(e->datapath->maps.pods), at, &next)) {
+		key = next;
 		at = &key;
+		add_cookie(&cookies, key);
 	}
-	*ret_cookies = take_ptr(cookies);
-	*ret_n = n;
+	ebpf_pins_each_pod(&e->pins, add_unknown, &cookies);
+	*ret_cookies = cookies.list;
+	*ret_n = cookies.n;
 	return 0;
 }
 

@@ -309,6 +309,35 @@ scenario_new_maps_no_state() {
 	pod_down $next
 }
 
+# The runtime that brings the unknown pod itself, or takes it away, ends the matter at once.
+scenario_new_maps_unknown_pod() {
+	local name=new-maps-unknown next=new-maps-other op
+	without_agent $name && return
+	own_agent $name || return
+	for op in add del; do
+		fresh $name $name || return
+		with_proxy $name
+		agent_kill $name
+		maps_become_old $name
+		rm "$work/run-$name/state.json"
+		restarted $name
+		wait_for 5 grep -q "earlier agent's programs stay" "$work/agent-$name.log"
+		result $? "$name: an earlier agent's programs stay, before its $op"
+		expect "$name: its own $op is accepted" '"ok":true' agent_op $name $op \
+			sockmesh.io/redirection=sidecar
+		wait_for 15 only_new_maps $name
+		result $? "$name: then the new maps are there alone"
+		if [ $op = add ]; then
+			expect_redirection $name "after its own add"
+		else
+			rm "$work/enrolled-$name"
+			expect "$name: is then reached directly" label=app dial_from_world $name "$POD4:8080"
+		fi
+		fresh $next $name && pod_down $next
+		pod_down $name
+	done
+}
+
 node_and_pod_are_idle() { # AGENT
 	[ "$(map_values "$1" gauges | jq -c '[.[].formatted.value.handovers]')" = "[0,0]" ] &&
 		[ "$(map_entries "$1" handovers)" = 0 ]
