@@ -80,6 +80,7 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 		handover_take(c->netns);
 	if (bpf_map_update_elem(&handovers, &c->key, &entry, BPF_ANY)) {
 		/* There was a place, so this is the kernel's memory: the proxy gets ENOENT. */
+		bpf_map_delete_elem(&handovers, &c->key);
 		report_event(c->netns, EVENT_HANDOVER_LOST);
 		handover_release(c->netns);
 		return;

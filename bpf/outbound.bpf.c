@@ -15,7 +15,7 @@
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 const volatile __u32 max_handovers = 120000;
-const volatile __u32 max_handovers_per_pod = 65536;
+const volatile __u32 max_handovers_per_pod = 30000;
 
 enum { IPPROTO_TCP_ = 6, IPPROTO_UDP_ = 17, IPPROTO_MPTCP_ = 262, TCP_LISTEN_STATE = 10 };
 enum { CONNECT_DENY = 0, CONNECT_ALLOW = 1 };
@@ -99,10 +99,12 @@ static __always_inline int is_decided(struct bpf_sock_addr *ctx, const struct at
 	struct bpf_sock *sk = ctx->sk;
 	struct capture *c;
 
-	if (!sk || a->flow.udp)
+	if (!sk)
 		return 0;
 	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
-	return c && c->state == CAPTURE_PENDING && c->rewritten.port == a->flow.port &&
+	if (!c || c->state != (a->flow.udp ? CAPTURE_DATAGRAM : CAPTURE_PENDING))
+		return 0;
+	return c->rewritten.port == a->flow.port &&
 	       addr16_equal(&c->rewritten.addr, &a->flow.destination);
 }
 

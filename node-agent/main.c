@@ -11,6 +11,7 @@
 #include "error.h"
 #include "event_loop.h"
 #include "json.h"
+#include "kernel_probe.h"
 #include "log.h"
 #include "options.h"
 #include "pod_policy.h"
@@ -204,6 +205,26 @@ static int reopen_netns(void *arg, uint64_t cookie, int *ret_fd, struct error *e
 	return registration_reopen_netns(agent->registration, cookie, ret_fd, err);
 }
 
+/* Why the engine may not have started: what it needs and this node does not have. */
+static void log_missing_facilities(const struct agent *agent)
+{
+	struct kernel_probe *probe = NULL;
+	struct error err = {0};
+
+	if (kernel_probe_run(agent->options.redirect.cgroup_root, agent->options.redirect.bpffs_dir,
+			     NULL, 0, &probe, &err))
+		return;
+	for (size_t i = 0; i < probe->n_facilities; i++) {
+		const struct probe_facility *f = &probe->facilities[i];
+
+		if (f->required && !f->found)
+			log_write(LOG_ERROR, "this node lacks what the engine needs", "facility",
+				  f->name, "tried", f->how, "found", f->detail, "without",
+				  f->without, NULL);
+	}
+	kernel_probe_free(probe);
+}
+
 static int start(struct agent *agent, struct error *err)
 {
 	const struct options *options = &agent->options;
@@ -220,9 +241,10 @@ static int start(struct agent *agent, struct error *err)
 	agent->options.redirect.open_netns = reopen_netns;
 	agent->options.redirect.open_netns_arg = agent;
 	r = redirect_open(&options->redirect, agent->loop, &agent->redirect, err);
-
-	if (r)
+	if (r) {
+		log_missing_facilities(agent);
 		return r;
+	}
 	with_engine.redirect = agent->redirect;
 	r = registration_open(&with_engine, &agent->registration, err);
 	if (r)

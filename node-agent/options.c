@@ -176,7 +176,7 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 					  "accept them; more are refused"},
 	[OPTION_MAX_HANDOVERS_PER_POD] = {.name = "max-handovers-per-pod",
 					  .type = TYPE_NUMBER,
-					  .initial = "65536",
+					  .initial = "30000",
 					  .argument = "N",
 					  .min = 1,
 					  .max = 16777216,

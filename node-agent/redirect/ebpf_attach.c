@@ -71,12 +71,20 @@ bool ebpf_attach_pod_is_live(struct ebpf *e, uint64_t cookie)
 	return ebpf_pins_netns_state(path) == NETNS_LIVES;
 }
 
+/*
+ * A pod whose pinned program looks into our maps loses nothing when the others do too, whatever is
+ * in them: an add that was killed leaves one without a plan.
+ */
 bool ebpf_attach_pod_is_known(struct ebpf *e, uint64_t cookie)
 {
+	char path[PIN_PATH_MAX];
 	struct pod_config cfg;
 
-	return !ebpf_attach_pod_is_live(e, cookie) ||
-	       (ebpf_pods_config(e, cookie, &cfg) && (cfg.flags & POD_ACTIVE));
+	if (ebpf_pods_config(e, cookie, &cfg) && (cfg.flags & POD_ACTIVE))
+		return true;
+	ebpf_pins_pod_path(&e->pins, cookie, path);
+	return ebpf_pins_netns_state(path) == NETNS_ENDED ||
+	       ebpf_pins_uses_map(path, bpf_map__fd(e->datapath->maps.pods));
 }
 
 static int attach(struct ebpf *e, struct error *err)
@@ -119,20 +127,29 @@ static size_t missing_pods(struct ebpf *e, uint64_t except)
 {
 	struct missing missing = {.engine = e, .except = except};
 
-	ebpf_pins_each_pod(&e->pins, count_missing, &missing);
+	/* What cannot be looked at may be anything. */
+	if (ebpf_pins_each_pod(&e->pins, count_missing, &missing))
+		missing.n++;
 	return missing.n;
 }
 
-static int attach_when_complete(struct ebpf *e, uint64_t except, struct error *err)
+int ebpf_attach_allowed(struct ebpf *e, uint64_t except, struct error *err)
 {
-	size_t missing = missing_pods(e, except);
+	size_t missing = e->start_source || e->attached ? 0 : missing_pods(e, except);
 
 	if (missing)
 		return error_set(err, EAGAIN,
 				 "an earlier agent's programs stay in place: they redirect %zu "
 				 "pod(s) that this agent does not know",
 				 missing);
-	return attach(e, err);
+	return 0;
+}
+
+static int attach_when_complete(struct ebpf *e, uint64_t except, struct error *err)
+{
+	int r = ebpf_attach_allowed(e, except, err);
+
+	return r ? r : attach(e, err);
 }
 
 static void attach_late(void *arg)

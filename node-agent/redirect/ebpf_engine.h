@@ -53,6 +53,7 @@ struct ebpf {
 	struct ring_buffer *notices;
 	struct event_source *notice_source, *monitor_source, *start_source, *rescan_source;
 	struct event_source *heal_source;
+	int lock_fd; /* on the pins' directory */
 	int monitor_fd;
 	int cgroup_fd;
 	uint64_t cgroup_ino;
@@ -107,6 +108,7 @@ int ebpf_attach_open_cgroup(struct ebpf *e, struct error *err);
 int ebpf_attach_start(struct ebpf *e, bool fresh, struct error *err);
 /* Ours are attached, or are now. -EAGAIN: an earlier agent's must stay, for pods but `except`. */
 int ebpf_attach_ensure(struct ebpf *e, uint64_t except, struct error *err);
+int ebpf_attach_allowed(struct ebpf *e, uint64_t except, struct error *err); /* looks only */
 int ebpf_attach_verify(struct ebpf *e, struct error *err);
 bool ebpf_attach_pod_is_live(struct ebpf *e, uint64_t cookie);	/* has an inbound program */
 bool ebpf_attach_pod_is_known(struct ebpf *e, uint64_t cookie); /* or has none to be known */

@@ -8,11 +8,13 @@
 #include <bpf/bpf.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -89,6 +91,19 @@ int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *e
 	}
 	snprintf(path, sizeof(path), "%s/maps-v%d", ret->root, SOCKMESH_ABI_VERSION);
 	return r ? r : make_directory(path, err);
+}
+
+int ebpf_pins_lock(const char *bpffs_dir, int *ret_fd, struct error *err)
+{
+	scoped_fd int fd = open(bpffs_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_set(err, errno, "open %s", bpffs_dir);
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+		return error_set(err, errno == EWOULDBLOCK ? EBUSY : errno,
+				 "another agent uses --bpffs-dir %s", bpffs_dir);
+	*ret_fd = take_fd(&fd);
+	return 0;
 }
 
 /* ---- maps ----------------------------------------------------------------------------------- */
@@ -202,6 +217,11 @@ static int keep_map(const struct ebpf_pins *pins, struct bpf_map *map, bool *ret
 		*ret_fresh = !same_layout(map, &old) || !can_copy(&old);
 		if (!*ret_fresh) {
 			r = copy_entries(fd, bpf_map__fd(map), &old, err);
+			if (r == -E2BIG)
+				return error_set(err, ENOSPC,
+						 "map %s holds more than the new limit of %u: keep "
+						 "--max-pods and --max-rule-entries as they were",
+						 old.name, bpf_map__max_entries(map));
 			if (r)
 				return r;
 		}
@@ -296,8 +316,38 @@ enum netns_state ebpf_pins_netns_state(const char *path)
 	return target ? NETNS_LIVES : NETNS_ENDED;
 }
 
-void ebpf_pins_each_pod(const struct ebpf_pins *pins, void (*fn)(uint64_t cookie, void *arg),
-			void *arg)
+bool ebpf_pins_uses_map(const char *path, int map_fd)
+{
+	__u32 map_ids[64], size = sizeof(struct bpf_prog_info), prog_id = 0;
+	struct bpf_prog_info info = {
+		.map_ids = (__u64)(uintptr_t)map_ids,
+		.nr_map_ids = sizeof(map_ids) / sizeof(map_ids[0]),
+	};
+	struct bpf_map_info map;
+	uint64_t target;
+	scoped_fd int link = bpf_obj_get(path), prog = -1;
+
+	if (link < 0 || link_target(link, &target, &prog_id) || map_info(map_fd, &map))
+		return false;
+	prog = bpf_prog_get_fd_by_id(prog_id);
+	if (prog < 0 || bpf_obj_get_info_by_fd(prog, &info, &size))
+		return false;
+	for (__u32 i = 0; i < info.nr_map_ids && i < sizeof(map_ids) / sizeof(map_ids[0]); i++)
+		if (map_ids[i] == map.id)
+			return true;
+	return false;
+}
+
+/* A link that was pinned under another name first, by an agent that ended before the rename. */
+static bool is_half_pinned(const char *name)
+{
+	size_t n = strlen(name);
+
+	return n > 4 && !strcmp(name + n - 4, "_new");
+}
+
+int ebpf_pins_each_pod(const struct ebpf_pins *pins, void (*fn)(uint64_t cookie, void *arg),
+		       void *arg)
 {
 	char path[PIN_PATH_MAX];
 	scoped_dir DIR *dir = NULL;
@@ -305,13 +355,18 @@ void ebpf_pins_each_pod(const struct ebpf_pins *pins, void (*fn)(uint64_t cookie
 
 	snprintf(path, sizeof(path), "%s/pods", pins->root);
 	dir = opendir(path);
-	while (dir && (entry = readdir(dir))) {
+	if (!dir)
+		return -errno;
+	while ((entry = readdir(dir))) {
 		char *end;
 		uint64_t cookie = strtoull(entry->d_name, &end, 10);
 
 		if (cookie && !*end)
 			fn(cookie, arg);
+		else if (is_half_pinned(entry->d_name))
+			unlinkat(dirfd(dir), entry->d_name, 0);
 	}
+	return 0;
 }
 
 int ebpf_pins_attach(const char *path, const struct bpf_program *prog, int target_fd,

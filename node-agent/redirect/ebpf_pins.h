@@ -26,6 +26,12 @@ struct ebpf_pins {
 	char root[PIN_PATH_MAX - 128];
 };
 
+/*
+ * One agent, or one uninstall, at a time: a lock on the directory that ends with the descriptor.
+ * -EBUSY: somebody has it; -ENOENT: there is no directory.
+ */
+int ebpf_pins_lock(const char *bpffs_dir, int *ret_fd, struct error *err);
+
 /* Makes the directories, and mounts bpffs when there is none: on /sys/fs/bpf for paths below it,
  * else on the directory itself. */
 int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *err);
@@ -63,8 +69,12 @@ int ebpf_pins_check(const char *path, uint64_t target_ino, uint32_t *ret_prog_id
 enum netns_state { NETNS_UNKNOWN, NETNS_LIVES, NETNS_ENDED };
 enum netns_state ebpf_pins_netns_state(const char *path);
 
-void ebpf_pins_each_pod(const struct ebpf_pins *pins, void (*fn)(uint64_t cookie, void *arg),
-			void *arg);
+/* -errno when the directory could not be read. */
+int ebpf_pins_each_pod(const struct ebpf_pins *pins, void (*fn)(uint64_t cookie, void *arg),
+		       void *arg);
+
+/* Does the program behind the pinned link use this very map? False also when it cannot be told. */
+bool ebpf_pins_uses_map(const char *path, int map_fd);
 
 void ebpf_pins_link_path(const struct ebpf_pins *pins, const char *program,
 			 char ret[static PIN_PATH_MAX]);

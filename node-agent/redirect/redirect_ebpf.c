@@ -26,6 +26,7 @@ enum {
 	ADDRESSES_PER_POD = 16, /* the map's room, on average */
 	IDS_PER_POD = 32,	/* the same */
 	HEAL_PERIOD_MS = 10000,
+	LISTENER_ENTRIES_MIN = 65536,
 	RESCAN_DELAY_MS = 20,
 };
 
@@ -128,13 +129,15 @@ static int activate(struct ebpf *e, uint64_t cookie, struct pod_config *cfg, str
 /*
  * A new pod gets its inbound program first, which passes everything until the switch. A pod that
  * has one, perhaps an older agent's with maps of its own, is switched on in our maps first: the
- * program that takes the old one's place must find it there.
+ * programs that take the old ones' place must find it there.
  */
 static int switch_on(struct ebpf *e, const struct redirect_pod *pod, struct pod_config *cfg,
 		     bool live, struct error *err)
 {
 	int r = live ? activate(e, pod->cookie, cfg, err) : inbound_attach(e, pod, err);
 
+	if (!r && live)
+		r = ebpf_attach_ensure(e, 0, err);
 	if (r)
 		return r;
 	return live ? inbound_attach(e, pod, err) : activate(e, pod->cookie, cfg, err);
@@ -148,24 +151,46 @@ static int watch(struct ebpf_pod *known, const struct redirect_pod *pod, struct 
 
 static int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err);
 
-/* What a failed apply has made, and nothing that was there before it. */
-static void undo_apply(struct ebpf *e, const struct redirect_pod *pod, bool exists, bool live)
+/*
+ * What a failed apply has made, and nothing that was there before it. Returns false when the pod
+ * keeps its new plan all the same: our programs are in place already, and without a plan it would
+ * go past its proxy.
+ */
+static bool undo_apply(struct ebpf *e, const struct redirect_pod *pod, const struct pod_config *old,
+		       bool live)
 {
 	struct error ignored = {0};
+	struct pod_config now;
 
-	if (exists)
-		return;
+	if (old) { /* it may have been switched to the new plan already */
+		ebpf_pods_config_write(e, pod->cookie, old, &ignored);
+		return true;
+	}
+	if (live && e->attached && ebpf_pods_config(e, pod->cookie, &now) &&
+	    (now.flags & POD_ACTIVE))
+		return false;
 	if (live) /* an older agent's program goes on with its own maps */
 		bpf_map_delete_elem(bpf_map__fd(e->datapath->maps.pods), &pod->cookie);
 	else
 		ebpf_remove(e, pod->cookie, pod->netns_fd, &ignored);
+	return true;
+}
+
+static bool same_ids(const struct ebpf_policy *a, const struct ebpf_policy *b)
+{
+	if (a->n_ids != b->n_ids)
+		return false;
+	for (size_t i = 0; i < a->n_ids; i++)
+		if (a->ids[i].key.id != b->ids[i].key.id || a->ids[i].bits != b->ids[i].bits)
+			return false;
+	return true;
 }
 
 static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error *err)
 {
 	struct ebpf *e = state;
 	struct ebpf_pod *known = ebpf_pods_get(e, pod->cookie);
-	bool exists, live = ebpf_attach_pod_is_live(e, pod->cookie);
+	bool exists, other_listeners, live = ebpf_attach_pod_is_live(e, pod->cookie);
 	struct ebpf_policy policy = {0};
 	struct pod_config cfg, old = {0};
 	uint32_t id = e->last_policy + 1;
@@ -174,7 +199,8 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 	if (!known)
 		return error_set(err, ENOMEM, "remember the pod");
 	exists = ebpf_pods_config(e, pod->cookie, &old);
-	r = ebpf_attach_ensure(e, pod->cookie, err);
+	r = live ? ebpf_attach_allowed(e, pod->cookie, err)
+		 : ebpf_attach_ensure(e, pod->cookie, err);
 	if (!r)
 		r = watch(known, pod, err);
 	if (!r)
@@ -191,23 +217,23 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 		r = stage(e, known, pod, &cfg, exists, err);
 	if (!r)
 		r = switch_on(e, pod, &cfg, live, err);
-	if (r) {
-		if (exists) /* it may have been switched to the new plan already */
-			ebpf_pods_config_write(e, pod->cookie, &old, &(struct error){0});
+	if (r && undo_apply(e, pod, exists ? &old : NULL, live)) {
 		ebpf_sets_erase_later(e, &policy);
-		undo_apply(e, pod, exists, live);
 		return r;
 	}
+	other_listeners = exists && (old.inbound_port != cfg.inbound_port ||
+				     !same_ids(&known->policy, &policy));
 	if (exists && known->policy.n_ids)
 		ebpf_sets_erase_later(e, &known->policy);
 	else if (exists)
 		ebpf_sets_erase_unknown(e, old.policy);
 	ebpf_policy_done(&known->policy);
 	known->policy = policy;
-	/* Its listeners may be others now, by port or by user. */
-	if (exists && old.inbound_port != cfg.inbound_port)
-		ebpf_listeners_scan_in(e, pod->cookie, RESCAN_DELAY_MS);
-	return 0;
+	if (r || !other_listeners)
+		return r;
+	/* By port or by user: those of before must not be steered to any more. */
+	ebpf_listeners_forget(e, pod->cookie);
+	return ebpf_listeners_scan(e, pod->cookie, pod->netns_fd, err);
 }
 
 static int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
@@ -337,6 +363,17 @@ static bool ebpf_address_is_local(void *state, uint64_t cookie, const struct ip_
 
 /* ---- open and close ------------------------------------------------------------------------- */
 
+/*
+ * The same for any usual --max-pods, so that a change of it leaves listeners registered: they
+ * cannot be copied, and a pod that is not taken over could not find them in a new map.
+ */
+static uint32_t listener_entries(const struct redirect_config *cfg)
+{
+	uint32_t needed = cfg->max_pods * LISTENER_SLOTS;
+
+	return needed < LISTENER_ENTRIES_MIN ? LISTENER_ENTRIES_MIN : needed;
+}
+
 static int set_sizes(struct ebpf *e, struct error *err)
 {
 	const struct redirect_config *cfg = e->cfg;
@@ -349,7 +386,7 @@ static int set_sizes(struct ebpf *e, struct error *err)
 		{d->maps.pod_counters, cfg->max_pods},
 		{d->maps.gauges, cfg->max_pods + 1},
 		{d->maps.local_addresses, cfg->max_pods * ADDRESSES_PER_POD},
-		{d->maps.listeners, cfg->max_pods * LISTENER_SLOTS},
+		{d->maps.listeners, listener_entries(cfg)},
 		{d->maps.id_sets, cfg->max_pods * IDS_PER_POD},
 		{d->maps.port_sets, cfg->max_rule_entries},
 		{d->maps.prefix_sets, cfg->max_rule_entries},
@@ -494,6 +531,7 @@ static void ebpf_close(void *state)
 	datapath_bpf__destroy(e->datapath);
 	scoped_close(&e->monitor_fd);
 	scoped_close(&e->cgroup_fd);
+	scoped_close(&e->lock_fd);
 	for (size_t i = 0; i < POD_BUCKETS; i++)
 		while (e->pods[i]) {
 			struct ebpf_pod *pod = e->pods[i];
@@ -529,11 +567,13 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 		return error_set(err, ENOMEM, "open the engine");
 	e->cfg = cfg;
 	e->loop = loop;
-	e->monitor_fd = e->cgroup_fd = -1;
+	e->monitor_fd = e->cgroup_fd = e->lock_fd = -1;
 	libbpf_set_print(print_libbpf);
 	r = ebpf_attach_open_cgroup(e, err);
 	if (!r)
 		r = ebpf_pins_open(cfg->bpffs_dir, &e->pins, err);
+	if (!r)
+		r = ebpf_pins_lock(cfg->bpffs_dir, &e->lock_fd, err);
 	if (!r)
 		r = load(e, &fresh, err);
 	if (!r)
@@ -617,12 +657,15 @@ static int ebpf_uninstall(const struct redirect_config *cfg, const struct redire
 {
 	struct ebpf_pins pins = {0};
 	struct error left = {0};
-	scoped_fd int fd = -1;
-	int r;
+	scoped_fd int fd = -1, lock = -1;
+	int r = ebpf_pins_lock(cfg->bpffs_dir, &lock, err);
 
+	if (r)
+		return r == -ENOENT ? 0 : r;
 	snprintf(pins.root, sizeof(pins.root), "%s", cfg->bpffs_dir);
 	if (!ebpf_pins_map(&pins, "pods", &fd))
 		remove_passthrough(&pins, fd, pods, n_pods, &left);
+	close(take_fd(&lock)); /* what is open cannot be unmounted */
 	r = ebpf_pins_remove_all(cfg->bpffs_dir, err);
 	if (!r && left.code) {
 		*err = left;

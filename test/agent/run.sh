@@ -560,6 +560,10 @@ test_second_agent() {
 	mapfile -t options < <(agent_options)
 	exits 1 "pid $NODE_AGENT_PID" "$AGENT" "${options[@]}"
 	exits 1 "stop the agent first" "$AGENT" "${options[@]}" --uninstall
+	# Nor on its pins, by whatever run directory.
+	options+=(--run-dir "$NODE_DIR/another-run")
+	exits 1 "another agent uses --bpffs-dir" "$AGENT" "${options[@]}"
+	exits 1 "another agent uses --bpffs-dir" "$AGENT" "${options[@]}" --uninstall
 	ask '{"op":"status"}'
 }
 

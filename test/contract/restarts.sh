@@ -311,7 +311,7 @@ scenario_new_maps_no_state() {
 
 # The runtime that brings the unknown pod itself, or takes it away, ends the matter at once.
 scenario_new_maps_unknown_pod() {
-	local name=new-maps-unknown next=new-maps-other op
+	local name=new-maps-unknown next=new-maps-other op way
 	without_agent $name && return
 	own_agent $name || return
 	for op in add del; do
@@ -323,11 +323,19 @@ scenario_new_maps_unknown_pod() {
 		restarted $name
 		wait_for 5 grep -q "earlier agent's programs stay" "$work/agent-$name.log"
 		result $? "$name: an earlier agent's programs stay, before its $op"
+		[ $op = del ] || traffic_up $name
 		expect "$name: its own $op is accepted" '"ok":true' agent_op $name $op \
 			sockmesh.io/redirection=sidecar
 		wait_for 15 only_new_maps $name
 		result $? "$name: then the new maps are there alone"
 		if [ $op = add ]; then
+			traffic_goes_on
+			result $? "$name: connections come and go over its add"
+			traffic_down
+			for way in outbound inbound; do
+				expect "$name: $way, every one reached the proxy" "wrong=0 steady" \
+					traffic_report $way
+			done
 			expect_redirection $name "after its own add"
 		else
 			rm "$work/enrolled-$name"

@@ -494,6 +494,25 @@ scenario_listener_not_proxy() {
 	pod_down $name
 }
 
+# Who listened as the proxy before the proxy became another user is not steered to any more.
+scenario_proxy_user_changes() {
+	local name=proxy-user-changes
+	if [ "$ENGINE" = reference ]; then
+		echo "ok - $name # SKIP the reference engine does not look at who listens"
+		return
+	fi
+	fresh $name || return
+	inbound_proxy $name separate
+	expect "$name: the proxy is reached" label=inbound dial_from_world $name "$POD4:8080"
+	expect "$name: its user is another one now" '"ok":true' agent_op $name add \
+		sockmesh.io/redirection=sidecar sockmesh.io/proxy-uid=2000 sockmesh.io/proxy-gid=2000
+	expect "$name: the old user's listener is not" refused dial_from_world $name "$POD4:8080"
+	expect "$name: nor for IPv6" refused dial_from_world $name "$POD6:8080"
+	expect "$name: and again" '"ok":true' agent_op $name add sockmesh.io/redirection=sidecar
+	expect "$name: found again" label=inbound dial_from_world $name "$POD4:8080"
+	pod_down $name
+}
+
 long_counts() { # sets held and total
 	held=60000 total=100000
 	[ "$SCALE" = full ] || held=3000 total=5000

@@ -50,7 +50,7 @@ TEST(defaults_are_the_documented_ones)
 	CHECK_EQ(o.redirect.mode, REDIRECT_AUTO);
 	CHECK_EQ(o.redirect.max_pods, 1024);
 	CHECK_EQ(o.redirect.max_handovers, 120000);
-	CHECK_EQ(o.redirect.max_handovers_per_pod, 65536);
+	CHECK_EQ(o.redirect.max_handovers_per_pod, 30000);
 	CHECK_EQ(o.redirect.max_rule_entries, 131072);
 	CHECK_STR(o.policy.mesh.name, "istio");
 	CHECK_EQ(o.policy.mesh.outbound_port, 15001);
