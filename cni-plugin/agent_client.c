@@ -3,25 +3,15 @@
 
 #include "agent_protocol.h"
 #include "error.h"
+#include "monotonic.h"
 #include "scoped.h"
 
 #include <errno.h>
 #include <stdint.h>
-#include <time.h>
 
 enum {
 	PROTOCOL_VERSION_OLDEST = 1,
-	MS_PER_S = 1000,
-	NS_PER_MS = 1000 * 1000,
 };
-
-static int64_t monotonic_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * MS_PER_S + now.tv_nsec / NS_PER_MS;
-}
 
 static int ask_once(const char *run_dir, int timeout_ms, const struct agent_request *request,
 		    int netns_fd, struct agent_reply *ret, struct error *err)

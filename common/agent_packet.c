@@ -3,6 +3,7 @@
 
 #include "error.h"
 #include "json.h"
+#include "monotonic.h"
 #include "scoped.h"
 
 #include <errno.h>
@@ -12,13 +13,11 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
-#include <time.h>
 
 enum {
 	FDS_ROOM = 4, /* accepted from the kernel, so that a second one is seen and closed */
 	MS_PER_S = 1000,
 	US_PER_MS = 1000,
-	NS_PER_MS = 1000000,
 };
 
 union control { /* aligned as cmsg(3) asks */
@@ -117,14 +116,6 @@ int agent_packet_receive(int sock, char *buf, size_t buf_size, size_t *ret_size,
 
 /* ---- client ---- */
 
-static int64_t now_ms(void)
-{
-	struct timespec now = {0};
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * MS_PER_S + now.tv_nsec / NS_PER_MS;
-}
-
 static int timed_out(struct error *err)
 {
 	return error_set(err, ETIMEDOUT, "the agent did not answer in time");
@@ -134,7 +125,7 @@ static int connect_until(int sock, const struct sockaddr_un *address, int64_t de
 			 struct error *err)
 {
 	for (;;) {
-		int64_t left_ms = deadline_ms - now_ms();
+		int64_t left_ms = deadline_ms - monotonic_ms();
 		struct timeval timeout = {.tv_sec = left_ms / MS_PER_S,
 					  .tv_usec = left_ms % MS_PER_S * US_PER_MS};
 
@@ -182,7 +173,7 @@ static int wait_until(int sock, short events, int64_t deadline_ms, struct error 
 {
 	for (;;) {
 		struct pollfd p = {.fd = sock, .events = events};
-		int64_t left_ms = deadline_ms - now_ms();
+		int64_t left_ms = deadline_ms - monotonic_ms();
 		int n;
 
 		if (left_ms <= 0)
@@ -289,7 +280,7 @@ static int append_packet(struct answer *answer, const char *packet, size_t size,
 int agent_call(const char *run_dir, const char *request, size_t size, int fd, int timeout_ms,
 	       char **ret_text, size_t *ret_size, struct error *err)
 {
-	int64_t deadline_ms = now_ms() + timeout_ms;
+	int64_t deadline_ms = monotonic_ms() + timeout_ms;
 	char packet[AGENT_PACKET_MAX + 1];
 	struct answer answer = {0};
 	scoped_fd int sock = -1;

@@ -123,15 +123,12 @@ int ebpf_addresses_apply(struct ebpf *e, struct ebpf_pod *pod, const struct redi
 int ebpf_addresses_load(struct ebpf *e, struct error *err)
 {
 	int fd = bpf_map__fd(e->datapath->maps.local_addresses);
-	struct local_address_key key, next;
-	void *at = NULL;
+	struct local_address_key key;
 
-	while (!bpf_map_get_next_key(fd, at, &next)) {
-		struct ebpf_pod *pod = ebpf_pods_get(e, next.netns);
+	for_each_map_key (fd, &key) {
+		struct ebpf_pod *pod = ebpf_pods_get(e, key.netns);
 		struct ip_address address, *grown;
 
-		key = next;
-		at = &key;
 		if (!pod)
 			return error_set(err, ENOMEM, "remember a pod");
 		grown = reallocarray(pod->addresses, pod->n_addresses + 1, sizeof(*grown));

@@ -198,7 +198,7 @@ int ebpf_attach_ensure(struct ebpf *e, uint64_t except, struct error *err)
 	int r;
 
 	if (e->start_source)
-		return 0; /* recovery: see start() */
+		return 0; /* recovery: see ebpf_attach_start() */
 	if (!e->attached)
 		return attach_when_complete(e, except, err);
 	if (!ebpf_attach_verify(e, &why))

@@ -14,6 +14,7 @@
 #include "datapath.skel.h"
 #include "listener_scan.skel.h"
 
+#include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -58,12 +59,20 @@ struct ebpf {
 	int cgroup_fd;
 	uint64_t cgroup_ino;
 	uint32_t last_policy;
-	uint64_t rescan_at_ms; /* when rescan_source fires */
-	bool attached;	       /* the programs on the cgroup are this agent's */
+	int64_t rescan_at_ms; /* monotonic: when rescan_source fires */
+	bool attached;	      /* the programs on the cgroup are this agent's */
 	struct doomed_policy *doomed;
 	struct log_limit notice_limit[EVENT_COUNTERS];
 	struct ebpf_pod *pods[POD_BUCKETS];
 };
+
+/*
+ * Every key of a map, in *key. A key that disappears on the way makes the walk start again, so the
+ * body deletes none.
+ */
+#define for_each_map_key(fd, key)                                                                  \
+	for (int end_ = bpf_map_get_next_key((fd), NULL, (key)); !end_;                            \
+	     end_ = bpf_map_get_next_key((fd), (key), (key)))
 
 /* ---- ebpf_pods.c: the pods that this agent knows, and their configuration in the kernel ---- */
 
@@ -91,7 +100,7 @@ int ebpf_addresses_watch(struct ebpf *e, struct error *err);
 /* ---- ebpf_listeners.c: the proxies' inbound listeners ---- */
 
 int ebpf_listeners_scan(struct ebpf *e, uint64_t cookie, int netns_fd, struct error *err);
-void ebpf_listeners_scan_in(struct ebpf *e, uint64_t cookie, uint64_t delay_ms);
+void ebpf_listeners_scan_in(struct ebpf *e, uint64_t cookie, unsigned delay_ms);
 void ebpf_listeners_forget(struct ebpf *e, uint64_t cookie);
 
 /* ---- ebpf_sets.c: ids, ports and prefixes of policies ---- */

@@ -4,13 +4,13 @@
 #include "error.h"
 #include "event_loop.h"
 #include "log.h"
+#include "monotonic.h"
 #include "netlink.h"
 #include "netns.h"
 #include "scoped.h"
 
 #include <bpf/bpf.h>
 #include <errno.h>
-#include <time.h>
 
 static int read_iterator(void *arg, struct error *err)
 {
@@ -86,15 +86,7 @@ static void rescan_now(void *arg)
 		}
 }
 
-static uint64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
-void ebpf_listeners_scan_in(struct ebpf *e, uint64_t cookie, uint64_t delay_ms)
+void ebpf_listeners_scan_in(struct ebpf *e, uint64_t cookie, unsigned delay_ms)
 {
 	struct ebpf_pod *pod = ebpf_pods_find(e, cookie);
 	struct error err = {0};
@@ -102,10 +94,10 @@ void ebpf_listeners_scan_in(struct ebpf *e, uint64_t cookie, uint64_t delay_ms)
 	if (!pod)
 		return;
 	pod->rescan = true;
-	if (e->rescan_source && e->rescan_at_ms <= now_ms() + delay_ms)
+	if (e->rescan_source && e->rescan_at_ms <= monotonic_ms() + delay_ms)
 		return;
 	event_loop_remove(take_ptr(e->rescan_source));
-	e->rescan_at_ms = now_ms() + delay_ms;
+	e->rescan_at_ms = monotonic_ms() + delay_ms;
 	if (event_loop_add_timer(e->loop, delay_ms, 0, rescan_now, e, &e->rescan_source, &err))
 		log_error(LOG_ERROR, &err, "listeners not scanned", NULL);
 }

@@ -161,19 +161,15 @@ static int compare_ids(const void *a, const void *b)
 
 static int list_policies(struct ebpf *e, struct policies *ret, struct error *err)
 {
-	uint64_t key = 0, next;
-	void *at = NULL;
+	uint64_t key;
 
 	ret->ids = calloc(e->cfg->max_pods + 1, sizeof(*ret->ids));
 	if (!ret->ids)
 		return error_set(err, ENOMEM, "list policies");
-	while (ret->n < e->cfg->max_pods &&
-	       !bpf_map_get_next_key(bpf_map__fd(e->datapath->maps.pods), at, &next)) {
+	for_each_map_key (bpf_map__fd(e->datapath->maps.pods), &key) {
 		struct pod_config cfg;
 
-		key = next;
-		at = &key;
-		if (ebpf_pods_config(e, key, &cfg))
+		if (ret->n < e->cfg->max_pods && ebpf_pods_config(e, key, &cfg))
 			ret->ids[ret->n++] = cfg.policy;
 	}
 	qsort(ret->ids, ret->n, sizeof(*ret->ids), compare_ids);

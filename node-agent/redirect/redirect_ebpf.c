@@ -27,7 +27,6 @@ enum {
 	IDS_PER_POD = 32,	/* the same */
 	HEAL_PERIOD_MS = 10000,
 	LISTENER_ENTRIES_MIN = 65536,
-	RESCAN_DELAY_MS = 20,
 };
 
 /* ---- the inbound program -------------------------------------------------------------------- */
@@ -295,17 +294,13 @@ static int ebpf_recovered(void *state, uint64_t **ret_cookies, size_t *ret_n, st
 {
 	struct ebpf *e = state;
 	struct cookies cookies = {.engine = e, .max = 2ul * e->cfg->max_pods};
-	uint64_t key = 0, next;
-	void *at = NULL;
+	uint64_t key;
 
 	cookies.list = calloc(cookies.max, sizeof(*cookies.list));
 	if (!cookies.list)
 		return error_set(err, ENOMEM, "list the pods in the kernel");
-	while (!bpf_map_get_next_key(bpf_map__fd(e->datapath->maps.pods), at, &next)) {
-		key = next;
-		at = &key;
+	for_each_map_key (bpf_map__fd(e->datapath->maps.pods), &key)
 		add_cookie(&cookies, key);
-	}
 	ebpf_pins_each_pod(&e->pins, add_unknown, &cookies);
 	*ret_cookies = cookies.list;
 	*ret_n = cookies.n;
@@ -440,16 +435,15 @@ static int load(struct ebpf *e, struct ebpf_fresh_maps *ret_fresh, struct error 
 /* A map that was made anew, in another size, has no entries for the pods that are there. */
 static int complete_pods(struct ebpf *e, struct error *err)
 {
-	uint64_t key = 0, next;
-	void *at = NULL;
-	int r = 0;
+	uint64_t key;
 
-	while (!r && !bpf_map_get_next_key(bpf_map__fd(e->datapath->maps.pods), at, &next)) {
-		key = next;
-		at = &key;
-		r = per_pod_entries(e, key, err);
+	for_each_map_key (bpf_map__fd(e->datapath->maps.pods), &key) {
+		int r = per_pod_entries(e, key, err);
+
+		if (r)
+			return r;
 	}
-	return r;
+	return 0;
 }
 
 /*
@@ -460,21 +454,14 @@ static void count_handovers(struct ebpf *e)
 {
 	int gauges = bpf_map__fd(e->datapath->maps.gauges);
 	struct gauge none = {0}, node = {0};
-	uint64_t cookie = 0, next_cookie;
-	struct handover_key key, next;
-	void *at = NULL;
+	struct handover_key key;
+	uint64_t cookie;
 
-	while (!bpf_map_get_next_key(gauges, at, &next_cookie)) {
-		cookie = next_cookie;
-		at = &cookie;
+	for_each_map_key (gauges, &cookie)
 		bpf_map_update_elem(gauges, &cookie, &none, BPF_EXIST);
-	}
-	at = NULL;
-	while (!bpf_map_get_next_key(bpf_map__fd(e->datapath->maps.handovers), at, &next)) {
+	for_each_map_key (bpf_map__fd(e->datapath->maps.handovers), &key) {
 		struct gauge pod = {0};
 
-		key = next;
-		at = &key;
 		node.handovers++;
 		if (bpf_map_lookup_elem(gauges, &key.netns, &pod))
 			continue;
@@ -621,17 +608,14 @@ static bool netns_ends_soon(const char *path)
 static int remove_passthrough(const struct ebpf_pins *pins, int pods_fd,
 			      const struct redirect_pod *pods, size_t n_pods, struct error *err)
 {
-	uint64_t key = 0, next;
-	void *at = NULL;
+	uint64_t key;
 	size_t left = 0;
 
-	while (!bpf_map_get_next_key(pods_fd, at, &next)) {
+	for_each_map_key (pods_fd, &key) {
 		char path[PIN_PATH_MAX];
 		struct pod_config cfg;
 		size_t i = 0;
 
-		key = next;
-		at = &key;
 		ebpf_pins_pod_path(pins, key, path);
 		if (bpf_map_lookup_elem(pods_fd, &key, &cfg) ||
 		    !(cfg.flags & POD_ADDED_PASSTHROUGH) ||

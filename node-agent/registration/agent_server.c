@@ -6,6 +6,7 @@
 #include "event_loop.h"
 #include "json.h"
 #include "log.h"
+#include "monotonic.h"
 #include "run_dir.h"
 #include "scoped.h"
 
@@ -18,7 +19,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <time.h>
 
 enum { LISTEN_BACKLOG = 128 };
 
@@ -47,14 +47,6 @@ struct agent_server {
 	struct log_limit refusals, failures;
 	char buffer[AGENT_PACKET_MAX + 1];
 };
-
-static uint64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 static void warn(struct log_limit *limit, const struct error *err, const char *msg)
 {
@@ -110,7 +102,7 @@ static bool peer_flush(struct peer *peer)
 		if (r)
 			return false;
 		peer->n_sent++;
-		peer->progress_ms = now_ms();
+		peer->progress_ms = monotonic_ms();
 	}
 	packets_free(peer);
 	return !peer->close_when_sent && !event_loop_set_events(peer->source, EPOLLIN, &err);
@@ -167,7 +159,7 @@ static bool peer_receive(struct peer *peer)
 	}
 	if (r || !size)
 		return false;
-	peer->progress_ms = now_ms();
+	peer->progress_ms = monotonic_ms();
 	return peer_answer(peer, handle_packet(server, size, netns_fd));
 }
 
@@ -226,7 +218,7 @@ static int peer_new(struct agent_server *server, int *fd, struct error *err)
 		return error_set(err, ENOMEM, "peer");
 	peer->server = server;
 	peer->fd = *fd;
-	peer->progress_ms = now_ms();
+	peer->progress_ms = monotonic_ms();
 	r = event_loop_add_fd(server->loop, peer->fd, EPOLLIN, on_peer, peer, &peer->source, err);
 	if (r) {
 		free(peer);
@@ -270,7 +262,7 @@ static void on_listen(int listen_fd, uint32_t events, void *arg)
 static void on_timer(void *arg)
 {
 	struct agent_server *server = arg;
-	uint64_t now = now_ms();
+	uint64_t now = monotonic_ms();
 	struct error err = {0};
 
 	for (struct peer *peer = server->peers, *next; peer; peer = next) {
