@@ -66,7 +66,7 @@ SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/listener_scan.skel.h
 .PHONY: all
 all: $(BIN) ## the three programs (default)
 
-AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcap-ng -lmnl
+AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcap-ng -lnftnl -lmnl
 CTL_LIBS   := -ljansson
 # The plugin runs on the host's file system, whatever distribution that is: fully static.
 # Sections that nothing reaches are dropped, which is what keeps it under 1 MB.

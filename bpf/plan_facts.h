@@ -23,10 +23,13 @@ enum plan_fact {
 	FACT_PORT_EXCLUDED = 1u << 11, /* port in the list's exclude set */
 	FACT_PORT_INCLUDED = 1u << 12, /* port in the list's include set */
 	FACT_CIDR_EXCLUDED = 1u << 13, /* outbound: destination in an excluded prefix */
-	FACT_CIDR_INCLUDED = 1u << 14, /* outbound: destination in an included prefix */
+	FACT_CIDR_INCLUDED = 1u << 14, /* destination in an included prefix */
+	/* Of the device that the packet leaves by or comes in by; sockets do not know it. */
+	FACT_IF_EXCLUDED = 1u << 15,
+	FACT_IF_REROUTED = 1u << 16, /* inbound: it carries a guest's outbound packets */
 };
 
-/* Which rule it is, for counters, explain and tests; the order is the order of evaluation. */
+/* Which rule it is, for counters, explain and tests. Counters are pinned: new ones go last. */
 enum plan_rule_id {
 	RULE_NONE, /* no rule matched: passes */
 	RULE_IPV6_OFF,
@@ -50,6 +53,11 @@ enum plan_rule_id {
 	RULE_IN_PORT_EXCLUDED,	    /* I4 */
 	RULE_IN_ALL,		    /* I5, to the inbound port */
 	RULE_IN_PORT_INCLUDED,	    /* I5 with a list */
+	RULE_OUT_IF_EXCLUDED,	    /* O1 */
+	RULE_OUT_TPROXY_SELF,	    /* TPROXY: what is left of own calls, to the inbound port */
+	RULE_IN_IF_REROUTED,	    /* I0, to the outbound port */
+	RULE_IN_IF_REROUTED_REST,   /* I0, what is left of such an interface's packets */
+	RULE_IN_IF_EXCLUDED,	    /* I1 */
 	RULE_ID_COUNT_,
 };
 

@@ -53,12 +53,13 @@ static json_t *events_json(const struct counters *c)
 	return events;
 }
 
-json_t *ebpf_pod_counters(void *state, uint64_t cookie)
+json_t *ebpf_pod_counters(void *state, uint64_t cookie, int netns_fd)
 {
 	struct ebpf *e = state;
 	struct counters c;
 	json_t *verdicts;
 
+	(void)netns_fd;
 	if (!read_counters(bpf_map__fd(e->datapath->maps.pod_counters), &cookie, &c))
 		return NULL;
 	verdicts = json_object();

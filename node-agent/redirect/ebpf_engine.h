@@ -130,7 +130,7 @@ int ebpf_notices_watch(struct ebpf *e, struct error *err);
 /* ---- ebpf_counters.c, ebpf_verify.c: contracts in redirect.h ---- */
 
 const char *ebpf_event_name(unsigned event); /* enum event_counter */
-json_t *ebpf_pod_counters(void *state, uint64_t cookie);
+json_t *ebpf_pod_counters(void *state, uint64_t cookie, int netns_fd);
 json_t *ebpf_node_counters(void *state);
 int ebpf_verify(void *state, const struct redirect_pod *pod, struct error *err);
 

@@ -95,7 +95,7 @@ bool redirect_address_is_local(struct redirect *r, uint64_t cookie, const struct
 
 json_t *redirect_pod_counters(struct redirect *r, uint64_t cookie)
 {
-	return r->ops->pod_counters(r->state, cookie);
+	return r->ops->pod_counters(r->state, cookie, -1);
 }
 
 json_t *redirect_node_counters(struct redirect *r)

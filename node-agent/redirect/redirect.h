@@ -31,6 +31,8 @@ struct redirect_config {
 	uint32_t max_handovers_per_pod; /* the same, one pod */
 	uint32_t max_rule_entries;	/* ports and prefixes in all lists of all pods */
 
+	const char *iptables; /* "auto", "legacy" or "nft": which iptables-restore is run */
+
 	/*
 	 * Opens a pod's namespace again, for an engine that must look into it later; engines keep
 	 * no descriptor, which would hold a dead pod's namespace alive. *ret_fd is the engine's.
@@ -43,7 +45,9 @@ struct redirect_config {
 struct redirect_pod {
 	uint64_t cookie;
 	int netns_fd;
-	const struct redirect_plan *plan;
+	/* The same plan twice: with ids as our user namespace and as the pod's own numbers them. */
+	const struct redirect_plan *plan, *pod_plan;
+	bool beside_ebpf; /* the eBPF engine has the pod as well, while it moves */
 	const struct ip_address *addresses; /* from prevResult, the first of a family is primary */
 	size_t n_addresses;
 };

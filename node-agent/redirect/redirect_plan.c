@@ -26,9 +26,13 @@ enum rule_condition {
 	WHEN_IN_PORTS = 1u << 12,
 	WHEN_IN_PORTS_EXCLUDED = 1u << 13,
 	WHEN_TUNNEL = 1u << 14,
+	WHEN_REDIRECT = 1u << 15,
+	WHEN_TPROXY = 1u << 16,
+	WHEN_IF_EXCLUDED = 1u << 17,
+	WHEN_IF_REROUTED = 1u << 18,
 };
 
-enum rule_target { TO_NOWHERE, TO_OUTBOUND, TO_INBOUND, TO_DNS };
+enum rule_target { TO_NOWHERE, TO_OUTBOUND, TO_INBOUND, TO_DNS, TO_INBOUND_TPROXY };
 
 struct rule_row {
 	enum plan_rule_id id;
@@ -50,6 +54,7 @@ struct rule_row {
  */
 static const struct rule_row outbound_rows[] = {
 	{RULE_IPV6_OFF, WHEN_IPV6_OFF, FACT_IPV6, 0, TO_NOWHERE},
+	{RULE_OUT_IF_EXCLUDED, WHEN_IF_EXCLUDED, FACT_IF_EXCLUDED, 0, TO_NOWHERE},
 	{RULE_OUT_PORT_EXCLUDED, WHEN_OUT_PORTS_EXCLUDED, FACT_PORT_EXCLUDED, 0, TO_NOWHERE},
 	{RULE_OUT_SRC_P6, 0, FACT_OUT_LO | FACT_SRC_P6, 0, TO_NOWHERE},
 
@@ -57,6 +62,10 @@ static const struct rule_row outbound_rows[] = {
 	 FACT_DST_LO | FACT_PORT_TUNNEL, TO_INBOUND},
 	{RULE_OUT_PROXY_UID_TO_SELF, WHEN_DNS, LO_PROXY | FACT_UID_PROXY,
 	 FACT_DST_LO | FACT_PORT_TUNNEL | FACT_PORT_DNS, TO_INBOUND},
+	{RULE_OUT_TPROXY_SELF, WHEN_TPROXY, LO_PROXY | FACT_UID_PROXY, FACT_DST_LO,
+	 TO_INBOUND_TPROXY},
+	{RULE_OUT_TPROXY_SELF, WHEN_TPROXY, LO_PROXY | FACT_GID_PROXY, FACT_DST_LO,
+	 TO_INBOUND_TPROXY},
 	{RULE_OUT_APP_TO_SELF_UID, WHEN_NO_DNS | WHEN_LOOPBACK_NOT_INCLUDED, LO_APP, FACT_UID_PROXY,
 	 TO_NOWHERE},
 	{RULE_OUT_APP_TO_SELF_UID, WHEN_DNS | WHEN_LOOPBACK_NOT_INCLUDED, LO_APP | FACT_TCP,
@@ -82,14 +91,29 @@ static const struct rule_row outbound_rows[] = {
 	{RULE_OUT_CIDR_INCLUDED, WHEN_OUT_CIDRS, FACT_TCP | FACT_CIDR_INCLUDED, 0, TO_OUTBOUND},
 };
 
-/* Without inbound capture the list is empty: there is nothing to be exempt from. */
+/*
+ * Without inbound capture the list is empty but for rules about interfaces: there is nothing to be
+ * exempt from. TPROXY never had an exemption for the tunnel port.
+ */
 static const struct rule_row inbound_rows[] = {
 	{RULE_IPV6_OFF, WHEN_IN_ANY | WHEN_IPV6_OFF, FACT_IPV6, 0, TO_NOWHERE},
-	{RULE_IN_TUNNEL, WHEN_IN_ANY | WHEN_TUNNEL, FACT_TCP | FACT_PORT_TUNNEL, 0, TO_NOWHERE},
+	{RULE_IPV6_OFF, WHEN_IF_REROUTED | WHEN_IPV6_OFF, FACT_IPV6, 0, TO_NOWHERE},
+	{RULE_IN_IF_REROUTED, WHEN_IF_REROUTED | WHEN_OUT_ALL, FACT_TCP | FACT_IF_REROUTED, 0,
+	 TO_OUTBOUND},
+	{RULE_IN_IF_REROUTED, WHEN_IF_REROUTED | WHEN_OUT_CIDRS,
+	 FACT_TCP | FACT_IF_REROUTED | FACT_CIDR_INCLUDED, 0, TO_OUTBOUND},
+	{RULE_IN_IF_REROUTED_REST, WHEN_IF_REROUTED, FACT_IF_REROUTED, 0, TO_NOWHERE},
+	{RULE_IN_IF_EXCLUDED, WHEN_IN_ANY | WHEN_IF_EXCLUDED, FACT_IF_EXCLUDED, 0, TO_NOWHERE},
+	{RULE_IN_TUNNEL, WHEN_IN_ANY | WHEN_TUNNEL | WHEN_REDIRECT, FACT_TCP | FACT_PORT_TUNNEL, 0,
+	 TO_NOWHERE},
 	{RULE_IN_PORT_EXCLUDED, WHEN_IN_ALL | WHEN_IN_PORTS_EXCLUDED, FACT_TCP | FACT_PORT_EXCLUDED,
 	 0, TO_NOWHERE},
-	{RULE_IN_ALL, WHEN_IN_ALL, FACT_TCP, 0, TO_INBOUND},
-	{RULE_IN_PORT_INCLUDED, WHEN_IN_PORTS, FACT_TCP | FACT_PORT_INCLUDED, 0, TO_INBOUND},
+	{RULE_IN_ALL, WHEN_IN_ALL | WHEN_REDIRECT, FACT_TCP, 0, TO_INBOUND},
+	{RULE_IN_ALL, WHEN_IN_ALL | WHEN_TPROXY, FACT_TCP, 0, TO_INBOUND_TPROXY},
+	{RULE_IN_PORT_INCLUDED, WHEN_IN_PORTS | WHEN_REDIRECT, FACT_TCP | FACT_PORT_INCLUDED, 0,
+	 TO_INBOUND},
+	{RULE_IN_PORT_INCLUDED, WHEN_IN_PORTS | WHEN_TPROXY, FACT_TCP | FACT_PORT_INCLUDED, 0,
+	 TO_INBOUND_TPROXY},
 };
 
 #define ROWS(table) (sizeof(table) / sizeof((table)[0]))
@@ -102,6 +126,9 @@ static const struct {
 } rule_texts[RULE_ID_COUNT_] = {
 	[RULE_NONE] = {"none", "no rule matches: passes unchanged"},
 	[RULE_IPV6_OFF] = {"ipv6-off", "IPv6 is not captured here: passes unchanged"},
+	[RULE_OUT_IF_EXCLUDED] = {"out-interface-excluded",
+				  "it leaves by an interface of excludeInterfaces: passes "
+				  "unchanged"},
 	[RULE_OUT_PORT_EXCLUDED] = {"out-port-excluded",
 				    "the port is in excludeOutboundPorts: passes unchanged"},
 	[RULE_OUT_SRC_P6] = {"out-src-p6", "the source is 127.0.0.6 or ::6, with which the proxy "
@@ -109,6 +136,10 @@ static const struct {
 	[RULE_OUT_PROXY_UID_TO_SELF] = {"out-proxy-uid-to-self",
 					"the proxy (by uid) calls the pod's own address: goes to "
 					"the proxy's inbound port"},
+	[RULE_OUT_TPROXY_SELF] = {"out-tproxy-self",
+				  "the proxy (by uid or gid) calls the pod's own address, in "
+				  "TPROXY mode: goes to the proxy's inbound port unless that port "
+				  "is excluded there"},
 	[RULE_OUT_APP_TO_SELF_UID] = {"out-app-to-self-uid",
 				      "the app (not a proxy uid) calls its own pod: passes "
 				      "unchanged"},
@@ -141,6 +172,15 @@ static const struct {
 	[RULE_OUT_CIDR_INCLUDED] = {"out-cidr-included", "the destination is in "
 							 "includeOutboundIPRanges: goes to the "
 							 "proxy's outbound port"},
+	[RULE_IN_IF_REROUTED] = {"in-interface-rerouted",
+				 "it comes from a guest's interface: goes to the proxy's outbound "
+				 "port"},
+	[RULE_IN_IF_REROUTED_REST] = {"in-interface-rerouted-rest",
+				      "it comes from a guest's interface and is not captured: "
+				      "passes unchanged"},
+	[RULE_IN_IF_EXCLUDED] = {"in-interface-excluded",
+				 "it comes in by an interface of excludeInterfaces: passes "
+				 "unchanged"},
 	[RULE_IN_TUNNEL] = {"in-tunnel",
 			    "the port is the mesh's tunnel port: reaches its listener directly"},
 	[RULE_IN_PORT_EXCLUDED] = {"in-port-excluded", "the port is in excludeInboundPorts: "
@@ -160,8 +200,17 @@ const char *plan_rule_sentence(enum plan_rule_id id)
 	return (unsigned)id < RULE_ID_COUNT_ ? rule_texts[id].sentence : "unknown rule";
 }
 
+static void names_done(struct name_list *list)
+{
+	for (size_t i = 0; i < list->n; i++)
+		free(list->names[i]);
+	free(list->names);
+}
+
 void redirect_settings_done(struct redirect_settings *s)
 {
+	names_done(&s->exclude_interfaces);
+	names_done(&s->reroute_interfaces);
 	free(s->proxy_uids.ids);
 	free(s->proxy_gids.ids);
 	free(s->groups.ids);
@@ -178,6 +227,8 @@ void redirect_plan_free(struct redirect_plan *plan)
 {
 	if (!plan)
 		return;
+	names_done(&plan->exclude_interfaces);
+	names_done(&plan->reroute_interfaces);
 	free(plan->proxy_uids.ids);
 	free(plan->proxy_gids.ids);
 	free(plan->groups.ids);
@@ -259,13 +310,35 @@ static int copy_prefixes(const struct prefix_list *from, struct prefix_list *to)
 			   &to->prefixes, &to->n);
 }
 
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static int copy_names(const struct name_list *from, struct name_list *to)
+{
+	if (copy_sorted(from->names, from->n, sizeof(*from->names), compare_names, &to->names,
+			&to->n) < 0)
+		return -ENOMEM;
+	for (size_t i = 0; i < to->n; i++) {
+		to->names[i] = strdup(to->names[i]);
+		if (!to->names[i]) {
+			to->n = i; /* the rest is not ours to free */
+			return -ENOMEM;
+		}
+	}
+	return 0;
+}
+
 static int copy_lists(const struct redirect_settings *s, struct redirect_plan *plan)
 {
 	if (copy_ids(&s->proxy_uids, &plan->proxy_uids) < 0 ||
 	    copy_ids(&s->proxy_gids, &plan->proxy_gids) < 0 ||
 	    copy_ports(&s->outbound_exclude_ports, &plan->outbound_exclude_ports) < 0 ||
 	    copy_ports(&s->outbound_include_ports, &plan->outbound_include_ports) < 0 ||
-	    copy_prefixes(&s->exclude_prefixes, &plan->exclude_prefixes) < 0)
+	    copy_prefixes(&s->exclude_prefixes, &plan->exclude_prefixes) < 0 ||
+	    copy_names(&s->exclude_interfaces, &plan->exclude_interfaces) < 0 ||
+	    copy_names(&s->reroute_interfaces, &plan->reroute_interfaces) < 0)
 		return -ENOMEM;
 	if (s->groups_set && copy_ids(&s->groups, &plan->groups) < 0)
 		return -ENOMEM;
@@ -286,6 +359,11 @@ static bool has_port(const struct port_list *list, uint16_t port)
 static bool has_id(const struct id_list *list, uint32_t id)
 {
 	return list->n && bsearch(&id, list->ids, list->n, sizeof(id), compare_ids);
+}
+
+static bool has_name(const struct name_list *list, const char *name)
+{
+	return name && list->n && bsearch(&name, list->names, list->n, sizeof(name), compare_names);
 }
 
 static bool has_address(const struct prefix_list *list, const struct ip_address *a)
@@ -330,7 +408,10 @@ static uint32_t plan_conditions(const struct redirect_settings *s, const struct 
 	       condition(in_all || in_ports, WHEN_IN_ANY) | condition(in_all, WHEN_IN_ALL) |
 	       condition(in_ports, WHEN_IN_PORTS) |
 	       condition(plan->inbound_exclude_ports.n > 0, WHEN_IN_PORTS_EXCLUDED) |
-	       condition(plan->tunnel_port != 0, WHEN_TUNNEL);
+	       condition(plan->tunnel_port != 0, WHEN_TUNNEL) |
+	       condition(!plan->tproxy, WHEN_REDIRECT) | condition(plan->tproxy, WHEN_TPROXY) |
+	       condition(plan->exclude_interfaces.n > 0, WHEN_IF_EXCLUDED) |
+	       condition(plan->reroute_interfaces.n > 0, WHEN_IF_REROUTED);
 }
 
 static uint16_t target_port(const struct redirect_plan *plan, enum rule_target target)
@@ -339,6 +420,7 @@ static uint16_t target_port(const struct redirect_plan *plan, enum rule_target t
 	case TO_OUTBOUND:
 		return plan->outbound_port;
 	case TO_INBOUND:
+	case TO_INBOUND_TPROXY:
 		return plan->inbound_port;
 	case TO_DNS:
 		return plan->dns_port;
@@ -346,6 +428,13 @@ static uint16_t target_port(const struct redirect_plan *plan, enum rule_target t
 		break;
 	}
 	return 0;
+}
+
+static enum plan_verdict target_verdict(enum rule_target target)
+{
+	if (target == TO_NOWHERE)
+		return PLAN_PASS;
+	return target == TO_INBOUND_TPROXY ? PLAN_TPROXY : PLAN_REDIRECT;
 }
 
 static size_t select_rules(const struct redirect_plan *plan, const struct rule_row *rows, size_t n,
@@ -362,7 +451,7 @@ static size_t select_rules(const struct redirect_plan *plan, const struct rule_r
 			.id = row->id,
 			.all_of = row->all_of,
 			.none_of = row->none_of,
-			.verdict = row->target == TO_NOWHERE ? PLAN_PASS : PLAN_REDIRECT,
+			.verdict = target_verdict(row->target),
 			.port = target_port(plan, row->target),
 		};
 	}
@@ -382,6 +471,8 @@ int redirect_plan_build(const struct redirect_settings *s, struct redirect_plan 
 	plan->dns_port = s->dns_capture ? s->dns_port : 0;
 	plan->tunnel_port = s->tunnel_port;
 	plan->capture_ipv6 = s->capture_ipv6;
+	plan->tproxy = s->tproxy;
+	plan->drop_invalid = s->drop_invalid;
 	plan->loopback4 = s->loopback4;
 	/* Exempting the groups of an empty list is what "no group filter" means. */
 	plan->groups_exempt = !s->groups_set || s->groups_exempt;
@@ -424,6 +515,16 @@ static bool ids_equal(const struct id_list *a, const struct id_list *b)
 	return a->n == b->n && (a->n == 0 || memcmp(a->ids, b->ids, a->n * sizeof(*a->ids)) == 0);
 }
 
+static bool names_equal(const struct name_list *a, const struct name_list *b)
+{
+	if (a->n != b->n)
+		return false;
+	for (size_t i = 0; i < a->n; i++)
+		if (strcmp(a->names[i], b->names[i]) != 0)
+			return false;
+	return true;
+}
+
 static bool prefixes_equal(const struct prefix_list *a, const struct prefix_list *b)
 {
 	if (a->n != b->n)
@@ -440,7 +541,10 @@ bool redirect_plan_equal(const struct redirect_plan *a, const struct redirect_pl
 	       rules_equal(a->inbound, a->n_inbound, b->inbound, b->n_inbound) &&
 	       a->outbound_port == b->outbound_port && a->inbound_port == b->inbound_port &&
 	       a->dns_port == b->dns_port && a->tunnel_port == b->tunnel_port &&
-	       a->capture_ipv6 == b->capture_ipv6 &&
+	       a->capture_ipv6 == b->capture_ipv6 && a->tproxy == b->tproxy &&
+	       a->drop_invalid == b->drop_invalid &&
+	       names_equal(&a->exclude_interfaces, &b->exclude_interfaces) &&
+	       names_equal(&a->reroute_interfaces, &b->reroute_interfaces) &&
 	       compare_prefixes(&a->loopback4, &b->loopback4) == 0 &&
 	       a->groups_exempt == b->groups_exempt && ids_equal(&a->proxy_uids, &b->proxy_uids) &&
 	       ids_equal(&a->proxy_gids, &b->proxy_gids) && ids_equal(&a->groups, &b->groups) &&
@@ -500,12 +604,16 @@ static uint32_t outbound_facts(const struct redirect_plan *plan, const struct pl
 	       fact(has_port(&plan->outbound_exclude_ports, flow->port), FACT_PORT_EXCLUDED) |
 	       fact(has_port(&plan->outbound_include_ports, flow->port), FACT_PORT_INCLUDED) |
 	       fact(has_address(&plan->exclude_prefixes, destination), FACT_CIDR_EXCLUDED) |
-	       fact(has_address(&plan->include_prefixes, destination), FACT_CIDR_INCLUDED);
+	       fact(has_address(&plan->include_prefixes, destination), FACT_CIDR_INCLUDED) |
+	       fact(has_name(&plan->exclude_interfaces, flow->interface), FACT_IF_EXCLUDED);
 }
 
 static uint32_t inbound_facts(const struct redirect_plan *plan, const struct plan_flow *flow)
 {
-	return fact(has_port(&plan->inbound_exclude_ports, flow->port), FACT_PORT_EXCLUDED) |
+	return fact(has_name(&plan->exclude_interfaces, flow->interface), FACT_IF_EXCLUDED) |
+	       fact(has_name(&plan->reroute_interfaces, flow->interface), FACT_IF_REROUTED) |
+	       fact(has_address(&plan->include_prefixes, &flow->destination), FACT_CIDR_INCLUDED) |
+	       fact(has_port(&plan->inbound_exclude_ports, flow->port), FACT_PORT_EXCLUDED) |
 	       fact(has_port(&plan->inbound_include_ports, flow->port), FACT_PORT_INCLUDED);
 }
 

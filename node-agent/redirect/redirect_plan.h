@@ -19,14 +19,18 @@
 
 struct error;
 
-enum plan_verdict { PLAN_PASS, PLAN_REDIRECT };
+/*
+ * PLAN_TPROXY is a redirect that leaves the addresses as they are (2.6 of Istio's rules); its rules
+ * are not about netfilter's nat tables.
+ */
+enum plan_verdict { PLAN_PASS, PLAN_REDIRECT, PLAN_TPROXY };
 
 struct plan_rule {
 	enum plan_rule_id id;
 	uint32_t all_of;  /* facts that must hold */
 	uint32_t none_of; /* facts that must not hold */
 	enum plan_verdict verdict;
-	uint16_t port; /* PLAN_REDIRECT: the proxy's port, host order */
+	uint16_t port; /* but for PLAN_PASS: the proxy's port, host order */
 };
 
 struct port_list {
@@ -44,7 +48,12 @@ struct id_list { /* uids or gids as the pod's user namespace numbers them */
 	size_t n;
 };
 
-enum { PLAN_RULES_MAX = 24 };
+struct name_list {    /* interface names, each shorter than IFNAMSIZ and without "+" at its end */
+	char **names; /* sorted, each once */
+	size_t n;
+};
+
+enum { PLAN_RULES_MAX = 28 };
 
 struct redirect_plan {
 	struct plan_rule outbound[PLAN_RULES_MAX];
@@ -56,6 +65,8 @@ struct redirect_plan {
 	uint16_t dns_port;		      /* 0: no DNS capture */
 	uint16_t tunnel_port;		      /* 15008 for istio; 0: the mesh has none */
 	bool capture_ipv6;
+	bool tproxy;	   /* inbound: TPROXY, not REDIRECT */
+	bool drop_invalid; /* drop what conntrack calls INVALID; no engine without it needs to */
 	struct ip_prefix loopback4; /* what counts as IPv4 loopback, 127.0.0.1/32 */
 
 	struct id_list proxy_uids, proxy_gids;
@@ -65,6 +76,7 @@ struct redirect_plan {
 	struct port_list outbound_exclude_ports, outbound_include_ports;
 	struct port_list inbound_exclude_ports, inbound_include_ports;
 	struct prefix_list exclude_prefixes, include_prefixes;
+	struct name_list exclude_interfaces, reroute_interfaces;
 };
 
 /*
@@ -75,6 +87,7 @@ struct redirect_settings {
 	uint16_t outbound_port, inbound_port, dns_port, tunnel_port;
 	bool dns_capture;
 	bool capture_ipv6;
+	bool tproxy, drop_invalid;
 	struct ip_prefix loopback4;
 	struct id_list proxy_uids, proxy_gids;
 	struct id_list groups;
@@ -84,6 +97,7 @@ struct redirect_settings {
 	struct port_list outbound_exclude_ports, outbound_include_ports;
 	struct port_list inbound_exclude_ports, inbound_include_ports;
 	struct prefix_list exclude_prefixes, include_prefixes;
+	struct name_list exclude_interfaces, reroute_interfaces;
 };
 void redirect_settings_done(struct redirect_settings *s);
 
@@ -102,6 +116,7 @@ struct plan_flow {
 	uint16_t port;
 	bool destination_is_local; /* an address of the pod; 127/8 and ::1 are known anyway */
 	uint32_t uid, gid;	   /* the opener's, outbound only */
+	const char *interface;	   /* it leaves or comes in by; NULL: one that no rule names */
 };
 uint32_t redirect_plan_facts(const struct redirect_plan *plan, const struct plan_flow *flow);
 

@@ -30,6 +30,15 @@ typedef int (*netns_fn)(void *arg, struct error *err);
 int netns_run(int fd, netns_fn fn, void *arg, struct error *err);
 
 /*
+ * Every network namespace that can be found: bound somewhere (mountinfo) or that of a process
+ * (/proc/PID/ns/net), each once, not our own and not process 1's. fn gets a descriptor that is
+ * closed after it; not 0 ends the walk and is returned. For what is left when no record says whose
+ * it is; one open and one stat per process.
+ */
+typedef int (*netns_visit_fn)(int netns_fd, void *arg, struct error *err);
+int netns_each(netns_visit_fn fn, void *arg, struct error *err);
+
+/*
  * Maps a uid or gid of the namespace's owning user namespace to ours (user_namespaces(7)); ids of
  * pods without a user namespace come back unchanged. -ENOENT: not mapped.
  */
