@@ -59,7 +59,8 @@ FUZZ_BIN := $(patsubst test/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
 
 # Each skeleton is one BPF object made of one or more files of bpf/.
 DATAPATH_BPF := outbound original_dst dns
-SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/listener_scan.skel.h
+SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/listener_scan.skel.h \
+	$(G)/listener_lookup.skel.h
 
 # ---- programs ----------------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ bench: deps-if-missing ## the figures that docs and issues quote (as root)
 # ---- dependencies ------------------------------------------------------------------------------
 
 BUILD_DEPS := build-essential pkg-config clang llvm bpftool libbpf-dev libelf-dev zlib1g-dev \
-	libjansson-dev libcap-ng-dev libmnl-dev
+	libjansson-dev libcap-ng-dev libmnl-dev libnftnl-dev
 TEST_DEPS := bats iproute2 nftables iptables haproxy containerd runc containernetworking-plugins \
 	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev
 LINT_DEPS := clang-format clang-tidy clang-tools shellcheck codespell libclang-rt-14-dev man-db

@@ -88,7 +88,7 @@ int sockmesh_sendmsg4(struct bpf_sock_addr *ctx)
 	struct endpoint target = {};
 	struct flow flow = {};
 
-	flow.netns = bpf_get_netns_cookie(ctx);
+	flow.netns = netns_of(ctx, ctx->sk);
 	flow.udp = 1;
 	flow.port = bpf_ntohs(ctx->user_port);
 	flow.destination = addr16_from_v4(ctx->user_ip4);
@@ -109,7 +109,7 @@ int sockmesh_sendmsg6(struct bpf_sock_addr *ctx)
 	struct endpoint target = {};
 	struct flow flow = {};
 
-	flow.netns = bpf_get_netns_cookie(ctx);
+	flow.netns = netns_of(ctx, ctx->sk);
 	flow.udp = 1;
 	flow.port = bpf_ntohs(ctx->user_port);
 	flow.destination.w[0] = ctx->user_ip6[0];

@@ -3,8 +3,9 @@
 #define SOCKMESH_IDENTITY_BPF_H
 
 /*
- * Whose socket is it? As netfilter's owner match (net/netfilter/xt_owner.c) we take the fsuid and
- * fsgid of whoever opened the socket's file, not of the task that happens to call connect().
+ * Whose socket is it, and which pod's? As netfilter's owner match (net/netfilter/xt_owner.c) we
+ * take the fsuid and fsgid of whoever opened the socket's file, not of the task that happens to
+ * call connect(). The pod is known by its network namespace.
  */
 #include "vmlinux.h"
 
@@ -12,6 +13,13 @@
 #include <bpf/bpf_helpers.h>
 
 #include "sockmesh_maps.bpf.h"
+
+/*
+ * What a namespace's number is: its inode number where user space cannot ask for its cookie, see
+ * netns_numbered_by_inode() in netns.h. A constant when the verifier sees it, so it never looks at
+ * the other way: bpf_get_netns_cookie() is unknown to sock_ops before Linux 5.15.
+ */
+const volatile __u32 netns_by_inode __weak = 0;
 
 struct opener {
 	__u32 uid, gid;
@@ -30,6 +38,14 @@ static __always_inline const struct sock *kernel_sock(const void *typed)
 
 	bpf_probe_read_kernel(&number, sizeof(number), &on_stack);
 	return (const struct sock *)(unsigned long)number;
+}
+
+/* sk: the typed socket of ctx, not NULL. */
+static __always_inline __u64 netns_of(void *ctx, const void *sk)
+{
+	if (netns_by_inode)
+		return BPF_CORE_READ(kernel_sock(sk), __sk_common.skc_net.net, ns.inum);
+	return bpf_get_netns_cookie(ctx);
 }
 
 static __always_inline struct opener opener_of(const struct sock *sk)

@@ -99,14 +99,18 @@ static __always_inline int is_local_peer(__u64 netns, const struct addr16 *peer)
 static __always_inline void accepted(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	__u64 netns = bpf_get_netns_cookie(ctx);
-	const struct pod_config *pod = bpf_map_lookup_elem(&pods, &netns);
+	const struct pod_config *pod;
 	struct handover_key key = {};
 	struct accepted_dst *dst;
 	struct handover *entry;
 	struct tuple t;
+	__u64 netns;
 
-	if (!pod || !sk)
+	if (!sk)
+		return;
+	netns = netns_of(ctx, sk);
+	pod = bpf_map_lookup_elem(&pods, &netns);
+	if (!pod)
 		return;
 	read_tuple(ctx, &t);
 	if (!is_proxy_port(pod, t.local_port) || !is_local_peer(netns, &t.remote))
@@ -148,7 +152,7 @@ static __always_inline void closed(struct bpf_sock_ops *ctx, int old_state)
 			return;
 		n->type = NOTICE_LISTENER_LEFT;
 		n->event = 0;
-		n->netns = bpf_get_netns_cookie(ctx);
+		n->netns = netns_of(ctx, sk);
 		bpf_ringbuf_submit(n, 0);
 		return;
 	}
@@ -165,16 +169,21 @@ static __always_inline void closed(struct bpf_sock_ops *ctx, int old_state)
 static __always_inline void listening(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	__u64 netns = bpf_get_netns_cookie(ctx);
-	const struct pod_config *pod = bpf_map_lookup_elem(&pods, &netns);
-	struct listener_key key = {.netns = netns};
+	struct listener_key key = {};
+	const struct pod_config *pod;
 	struct listener_mark *mark;
 	struct opener who;
 	struct tuple t;
 	int err = -EEXIST;
+	__u64 netns;
 
-	if (!pod || !sk)
+	if (!sk)
 		return;
+	netns = netns_of(ctx, sk);
+	pod = bpf_map_lookup_elem(&pods, &netns);
+	if (!pod)
+		return;
+	key.netns = netns;
 	read_tuple(ctx, &t);
 	if (t.local_port != pod->inbound_port)
 		return;
@@ -297,7 +306,7 @@ int sockmesh_getsockopt(struct bpf_sockopt *ctx)
 	dst = bpf_sk_storage_get(&accepted_dsts, sk, NULL, 0);
 	if (dst) {
 		if (dst->kind == ACCEPTED_RECORD && answer(ctx, &dst->original))
-			count_event(bpf_get_netns_cookie(ctx), EVENT_ORIGINAL_DST);
+			count_event(netns_of(ctx, sk), EVENT_ORIGINAL_DST);
 		return 1;
 	}
 	/* Steered by sk_lookup: nothing was rewritten, so the local address is what was dialled. */
@@ -306,7 +315,7 @@ int sockmesh_getsockopt(struct bpf_sockopt *ctx)
 		return 1;
 	local_endpoint(sk, &local);
 	if (answer(ctx, &local))
-		count_event(bpf_get_netns_cookie(ctx), EVENT_ORIGINAL_DST);
+		count_event(netns_of(ctx, sk), EVENT_ORIGINAL_DST);
 	return 1;
 }
 

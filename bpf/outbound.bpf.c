@@ -257,7 +257,7 @@ static __always_inline int is_captured_protocol(__u32 protocol)
 
 static __always_inline void attempt_init(struct bpf_sock_addr *ctx, struct attempt *a)
 {
-	a->flow.netns = bpf_get_netns_cookie(ctx);
+	a->flow.netns = netns_of(ctx, ctx->sk);
 	a->flow.port = bpf_ntohs(ctx->user_port);
 	a->flow.udp = ctx->protocol == IPPROTO_UDP_;
 	if (ctx->sk) {

@@ -59,9 +59,22 @@ struct socket {
 	struct file *file;
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	possible_net_t skc_net;
 	__u16 skc_num;
 	__be32 skc_rcv_saddr;
 	struct in6_addr skc_v6_rcv_saddr;

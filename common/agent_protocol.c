@@ -86,6 +86,7 @@ void agent_request_done(struct agent_request *req)
 		free(req->valid[i].if_name);
 	}
 	free(req->valid);
+	free(req->interface);
 	*req = (struct agent_request){.uid = -1, .gid = -1};
 }
 
@@ -363,6 +364,9 @@ static int decode_explain(const json_t *body, struct agent_request *req, struct 
 		r = json_get_integer(body, "gid", "", 0, id_max, &gid, err);
 	if (r == 0)
 		r = json_get_bool(body, "udp", "", &req->udp, err);
+	if (r == 0)
+		r = take_string(body, "interface", "", IF_NAME_MAX_BYTES, check_if_name,
+				&req->interface, err);
 	req->uid = uid;
 	req->gid = gid;
 	return r;
@@ -540,6 +544,8 @@ static int put_explain(json_t *body, const struct agent_request *req, struct err
 		r = put(body, "gid", json_integer(req->gid), err);
 	if (r == 0 && req->udp)
 		r = put(body, "udp", json_true(), err);
+	if (r == 0)
+		r = put_string(body, "interface", req->interface, err);
 	return r;
 }
 

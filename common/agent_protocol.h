@@ -92,6 +92,7 @@ struct agent_request {
 	bool have_to;
 	bool udp;
 	int64_t uid, gid; /* -1: not given */
+	char *interface;  /* it leaves by; NULL: not given */
 };
 
 /* Frees what it holds, not the struct; fine on a zeroed one. */

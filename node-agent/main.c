@@ -41,6 +41,7 @@ enum {
 	MAX_PEERS = 256,
 	PEER_TIMEOUT_MS = 10 * 1000,
 	SWEEP_PERIOD_MS = 30 * 1000,
+	SLICE_PAUSE_MS = 10, /* in which requests are served */
 };
 
 struct agent {
@@ -52,6 +53,7 @@ struct agent {
 	struct registration *registration;
 	struct agent_server *server;
 	struct queries queries;
+	bool round_waits; /* for its next slice */
 };
 
 /* ---- events --------------------------------------------------------------------------------- */
@@ -76,6 +78,33 @@ static void on_sweep(void *arg)
 	struct agent *agent = arg;
 
 	registration_sweep(agent->registration);
+}
+
+static void on_slice(void *arg);
+
+static void reconcile_slice(struct agent *agent)
+{
+	struct error err = {0};
+
+	agent->round_waits = registration_reconcile(agent->registration);
+	if (agent->round_waits &&
+	    event_loop_add_timer(agent->loop, SLICE_PAUSE_MS, 0, on_slice, agent, NULL, &err)) {
+		agent->round_waits = false;
+		log_error(LOG_WARN, &err, "cannot go on comparing pods with the kernel", NULL);
+	}
+}
+
+static void on_slice(void *arg)
+{
+	reconcile_slice(arg);
+}
+
+static void on_reconcile(void *arg)
+{
+	struct agent *agent = arg;
+
+	if (!agent->round_waits)
+		reconcile_slice(agent);
 }
 
 static void on_signal(int fd, uint32_t events, void *arg)
@@ -108,13 +137,14 @@ static void raise_descriptor_limit(void)
  * Keeps what the work needs, of what there is: NET_ADMIN, BPF and PERFMON for the programs;
  * SYS_ADMIN to enter namespaces and mount bpffs; SYS_PTRACE to see whether a namespace is that of
  * process 1; NET_BROADCAST to hear of address changes in all namespaces; SYS_RESOURCE for locked
- * memory before Linux 5.11; DAC_OVERRIDE because a pod's namespace file may belong to another user.
+ * memory before Linux 5.11; DAC_OVERRIDE because a pod's namespace file may belong to another user;
+ * NET_RAW for the socket through which legacy iptables talks to the kernel.
  */
 static int drop_capabilities(struct error *err)
 {
 	static const unsigned needed[] = {CAP_NET_ADMIN,    CAP_NET_BROADCAST, CAP_BPF,
 					  CAP_PERFMON,	    CAP_SYS_ADMIN,     CAP_SYS_PTRACE,
-					  CAP_SYS_RESOURCE, CAP_DAC_OVERRIDE};
+					  CAP_SYS_RESOURCE, CAP_DAC_OVERRIDE,  CAP_NET_RAW};
 	bool have[sizeof(needed) / sizeof(needed[0])];
 
 	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++)
@@ -157,7 +187,7 @@ static int find_cgroup(struct agent *agent, struct error *err)
 
 	if (!redirect->cgroup_root) {
 		r = cgroup2_find(NULL, agent->cgroup_root, sizeof(agent->cgroup_root), err);
-		redirect->cgroup_root = agent->cgroup_root;
+		redirect->cgroup_root = r ? NULL : agent->cgroup_root;
 	}
 	if (!r)
 		r = cgroup_attach_dir(redirect->cgroup_root, agent->attach_dir,
@@ -205,6 +235,16 @@ static int reopen_netns(void *arg, uint64_t cookie, int *ret_fd, struct error *e
 	return registration_reopen_netns(agent->registration, cookie, ret_fd, err);
 }
 
+static int visit_pod(void *arg, uint64_t cookie, redirect_visit_fn fn, void *fn_arg,
+		     struct error *err)
+{
+	const struct agent *agent = arg;
+
+	if (!agent->registration)
+		return error_set(err, ENOENT, "no pod is registered yet");
+	return registration_visit_pod(agent->registration, cookie, fn, fn_arg, err);
+}
+
 /* Why the engine may not have started: what it needs and this node does not have. */
 static void log_missing_facilities(const struct agent *agent)
 {
@@ -239,7 +279,8 @@ static int start(struct agent *agent, struct error *err)
 	int r;
 
 	agent->options.redirect.open_netns = reopen_netns;
-	agent->options.redirect.open_netns_arg = agent;
+	agent->options.redirect.visit_pod = visit_pod;
+	agent->options.redirect.pods_arg = agent;
 	r = redirect_open(&options->redirect, agent->loop, &agent->redirect, err);
 	if (r) {
 		log_missing_facilities(agent);
@@ -257,6 +298,10 @@ static int start(struct agent *agent, struct error *err)
 					  .started_s = now.tv_sec};
 	r = event_loop_add_timer(agent->loop, SWEEP_PERIOD_MS, SWEEP_PERIOD_MS, on_sweep, agent,
 				 NULL, err);
+	/* The first round at once: pods that an earlier agent gave another engine move. */
+	if (!r)
+		r = event_loop_add_timer(agent->loop, 0, options->reconcile_ms, on_reconcile, agent,
+					 NULL, err);
 	/* Last: a socket that answers says that everything else is ready. */
 	return r ? r
 		 : agent_server_open(&server, agent->loop, on_request, agent, &agent->server, err);
@@ -265,13 +310,15 @@ static int start(struct agent *agent, struct error *err)
 static int run(struct agent *agent, struct error *err)
 {
 	struct registration_counts counts;
+	struct error ignored = {0};
 	char redirected[24];
 	int r = run_dir_make(agent->options.run_dir, err);
 
 	if (!r)
 		r = run_dir_lock(agent->options.run_dir, &agent->lock_fd, err);
-	if (!r)
-		r = find_cgroup(agent, err);
+	/* Only eBPF needs it, and says so itself. */
+	if (!r && find_cgroup(agent, &ignored))
+		agent->attach_dir[0] = '\0';
 	if (!r)
 		r = drop_capabilities(err);
 	if (!r)
@@ -285,7 +332,8 @@ static int run(struct agent *agent, struct error *err)
 	registration_count(agent->registration, &counts);
 	snprintf(redirected, sizeof(redirected), "%zu", counts.redirected);
 	log_write(LOG_INFO, "ready", "version", SOCKMESH_VERSION, "engine",
-		  redirect_engine(agent->redirect), "run-dir", agent->options.run_dir, "cgroup",
+		  redirect_engine(agent->redirect), "engine-reason",
+		  redirect_reason(agent->redirect), "run-dir", agent->options.run_dir, "cgroup",
 		  agent->attach_dir, "redirected-pods", redirected, NULL);
 	return event_loop_run(agent->loop, err);
 }
@@ -350,6 +398,7 @@ int main(int argc, char **argv)
 		options_done(&agent.options);
 		return r == -ENOMEM ? EXIT_FAILURE : EXIT_BAD_CONFIGURATION;
 	}
+	agent.options.redirect.instance = run_dir_instance(agent.options.run_dir);
 	log_setup(agent.options.log_level, agent.options.log_format);
 	raise_descriptor_limit();
 	status = act(&agent);

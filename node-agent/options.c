@@ -52,8 +52,14 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 			 .type = TYPE_CHOICE,
 			 .initial = "auto",
 			 .choices = "auto|ebpf|nftables|iptables",
-			 .refused = "|nftables|iptables|",
-			 .help = "redirect engine; auto takes the best that this kernel can run"},
+			 .help = "redirect engine; auto takes the best that this node can run, and "
+				 "for a pod that it cannot serve the next one"},
+	[OPTION_IPTABLES] = {.name = "iptables",
+			     .type = TYPE_CHOICE,
+			     .initial = "auto",
+			     .choices = "auto|legacy|nft",
+			     .help = "which iptables the iptables engine runs; auto: the one that "
+				     "has rules, else nft, else the plain name"},
 	[OPTION_ACCELERATE] = {.name = "accelerate",
 			       .type = TYPE_CHOICE,
 			       .initial = "off",
@@ -120,6 +126,11 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 				  .argument = "CIDR",
 				  .help = "IPv4 destinations that count as loopback, which the "
 					  "outbound rules leave alone"},
+	[OPTION_DROP_INVALID] = {.name = "drop-invalid",
+				 .type = TYPE_YES_NO,
+				 .initial = "no",
+				 .help = "drop packets that conntrack calls INVALID, in pods whose "
+					 "engine uses it"},
 	[OPTION_OWNER_GROUPS] = {.name = "owner-groups",
 				 .type = TYPE_LIST,
 				 .initial = "*",
@@ -188,6 +199,16 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 				     .min = 1,
 				     .max = 16777216,
 				     .help = "ports and prefixes in all lists of all pods"},
+	[OPTION_RECONCILE_SECONDS] =
+		{
+			.name = "reconcile-seconds",
+			.type = TYPE_NUMBER,
+			.initial = "30",
+			.argument = "N",
+			.min = 1,
+			.max = 3600,
+			.help = "how often every pod is compared with the kernel, and "
+				"healed where they differ"},
 	[OPTION_KUBERNETES] = {.name = "kubernetes",
 			       .type = TYPE_CHOICE,
 			       .initial = "auto",
@@ -805,12 +826,22 @@ static int resolve_directories(struct options *options, struct error *err)
 	return 0;
 }
 
+/* A choice that check_value() has passed. */
+static enum redirect_mode mode_of(const char *text)
+{
+	if (!strcmp(text, "ebpf"))
+		return REDIRECT_EBPF;
+	if (!strcmp(text, "nftables"))
+		return REDIRECT_NFTABLES;
+	return !strcmp(text, "iptables") ? REDIRECT_IPTABLES : REDIRECT_AUTO;
+}
+
 static int resolve_redirect(struct options *options, struct error *err)
 {
 	struct redirect_config *redirect = &options->redirect;
 
-	redirect->mode =
-		!strcmp(options->text[OPTION_MODE], "ebpf") ? REDIRECT_EBPF : REDIRECT_AUTO;
+	redirect->mode = mode_of(options->text[OPTION_MODE]);
+	redirect->iptables = options->text[OPTION_IPTABLES];
 	redirect->max_pods = number_of(options, OPTION_MAX_PODS, 0);
 	redirect->max_handovers = number_of(options, OPTION_MAX_HANDOVERS, 0);
 	redirect->max_handovers_per_pod = number_of(options, OPTION_MAX_HANDOVERS_PER_POD, 0);
@@ -827,6 +858,8 @@ static int resolve_rest(struct options *options, struct error *err)
 	int r = ip_prefix_parse(options->text[OPTION_LOOPBACK_CIDR], &policy->loopback4, err);
 
 	policy->capture_ipv6 = !strcmp(options->text[OPTION_CAPTURE_IPV6], "yes");
+	policy->drop_invalid = !strcmp(options->text[OPTION_DROP_INVALID], "yes");
+	options->reconcile_ms = number_of(options, OPTION_RECONCILE_SECONDS, 0) * 1000;
 	policy->owner_groups =
 		is_set(options, OPTION_OWNER_GROUPS) ? options->text[OPTION_OWNER_GROUPS] : NULL;
 	policy->owner_groups_exclude = is_set(options, OPTION_OWNER_GROUPS_EXCLUDE)

@@ -12,12 +12,14 @@
 #include "redirect.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 
 struct error;
 
 enum option_id {
 	OPTION_MODE,
+	OPTION_IPTABLES,
 	OPTION_ACCELERATE,
 	OPTION_MESH,
 	OPTION_OUTBOUND_PORT,
@@ -28,6 +30,7 @@ enum option_id {
 	OPTION_PROXY_IDENTITY,
 	OPTION_CAPTURE_IPV6,
 	OPTION_LOOPBACK_CIDR,
+	OPTION_DROP_INVALID,
 	OPTION_OWNER_GROUPS,
 	OPTION_OWNER_GROUPS_EXCLUDE,
 	OPTION_EXCLUDE_NAMESPACES,
@@ -39,6 +42,7 @@ enum option_id {
 	OPTION_MAX_HANDOVERS,
 	OPTION_MAX_HANDOVERS_PER_POD,
 	OPTION_MAX_RULE_ENTRIES,
+	OPTION_RECONCILE_SECONDS,
 	OPTION_KUBERNETES,
 	OPTION_KUBECONFIG,
 	OPTION_NODE_NAME,
@@ -75,6 +79,7 @@ struct options {
 	const char *run_dir;
 	bool cgroup_root_given;
 	bool kubernetes_auto;
+	uint32_t reconcile_ms; /* how often every pod is compared with the kernel */
 	enum log_level log_level;
 	enum log_format log_format;
 	char **exclude_namespaces, **own_pods; /* NULL-terminated */

@@ -31,6 +31,7 @@ struct ctl_options {
 	const char *to;	  /* "ADDR:PORT" */
 	int64_t uid, gid; /* -1: not given */
 	bool udp;
+	const char *interface; /* NULL: not given */
 };
 
 enum ctl_option_set { /* which options a verb takes besides the common ones */

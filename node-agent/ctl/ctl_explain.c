@@ -19,6 +19,11 @@ static int request(const struct ctl_options *opt, struct agent_request *req, str
 	req->udp = opt->udp;
 	req->uid = opt->uid;
 	req->gid = opt->gid;
+	if (opt->interface) {
+		req->interface = strdup(opt->interface);
+		if (!req->interface)
+			return error_set(err, ENOMEM, "--interface");
+	}
 	return ctl_set_pod(opt->pod, req, err);
 }
 
@@ -40,13 +45,18 @@ static void show(const struct ctl_options *opt, const json_t *answer, struct ctl
 {
 	const char *verdict = ctl_string(answer, "verdict", "");
 
-	ctl_field(out, "Connection", CTL_PLAIN, "from %s to %s, %s%s", opt->pod, opt->to,
-		  opt->udp ? "UDP" : "TCP",
+	ctl_field(out, "Connection", CTL_PLAIN, "from %s to %s, %s%s%s%s", opt->pod, opt->to,
+		  opt->udp ? "UDP" : "TCP", opt->interface ? ", by " : "", opt->interface ?: "",
 		  ctl_true(answer, "destinationIsLocal") ? "; an address of the pod itself" : "");
 	show_opener(opt, answer, out);
 	if (strcmp(verdict, "redirect") == 0)
 		ctl_field(out, "Verdict", CTL_GOOD,
 			  "redirected to the proxy's port %" JSON_INTEGER_FORMAT,
+			  ctl_integer(answer, "port", 0));
+	else if (strcmp(verdict, "tproxy") == 0)
+		ctl_field(out, "Verdict", CTL_GOOD,
+			  "goes to the proxy's inbound port %" JSON_INTEGER_FORMAT
+			  ", addresses unchanged",
 			  ctl_integer(answer, "port", 0));
 	else if (strcmp(verdict, "pass") == 0)
 		ctl_field(out, "Verdict", CTL_WARN, "passes the proxy by");
@@ -58,7 +68,7 @@ static void show(const struct ctl_options *opt, const json_t *answer, struct ctl
 
 const struct ctl_verb ctl_explain = {
 	.name = "explain",
-	.arguments = "--pod NAMESPACE/NAME --to ADDR:PORT [--uid N] [--gid N] [--udp]",
+	.arguments = "--pod NAMESPACE/NAME --to ADDR:PORT [OPTION...]",
 	.help = "which rule decides about a connection that the pod opens, and why",
 	.takes = CTL_TAKES_FLOW,
 	.request = request,

@@ -32,6 +32,9 @@ static void show_rules(struct ctl_out *out, const json_t *rules, const json_t *v
 		if (strcmp(verdict, "redirect") == 0)
 			ctl_table_cell(table, CTL_GOOD, "to port %" JSON_INTEGER_FORMAT,
 				       ctl_integer(rule, "port", 0));
+		else if (strcmp(verdict, "tproxy") == 0)
+			ctl_table_cell(table, CTL_GOOD, "TPROXY to port %" JSON_INTEGER_FORMAT,
+				       ctl_integer(rule, "port", 0));
 		else
 			ctl_table_cell(table, CTL_PLAIN, "%s", verdict);
 		ctl_table_cell(table, CTL_PLAIN, "%" JSON_INTEGER_FORMAT,
@@ -63,6 +66,19 @@ static void show_lists(struct ctl_out *out, const json_t *lists)
 	}
 }
 
+static void show_engine(struct ctl_out *out, const json_t *pod)
+{
+	scoped_free char *draining = ctl_join(json_object_get(pod, "draining"));
+	const char *reason = ctl_string(pod, "engineReason", NULL);
+
+	ctl_field(out, "Engine", CTL_PLAIN, "%s", ctl_string(pod, "engine", ""));
+	if (reason)
+		ctl_field(out, "", CTL_WARN, "not the preferred one: %s", reason);
+	if (draining && *draining)
+		ctl_field(out, "Draining", CTL_WARN,
+			  "%s, for connections from before the pod moved", draining);
+}
+
 static void show_attachment(struct ctl_out *out, const json_t *pod)
 {
 	scoped_free char *ips = ctl_join(json_object_get(pod, "ips"));
@@ -73,7 +89,7 @@ static void show_attachment(struct ctl_out *out, const json_t *pod)
 	ctl_field(out, "Decision", strcmp(decision, "redirect") == 0 ? CTL_GOOD : CTL_PLAIN, "%s",
 		  decision);
 	ctl_field(out, "Why", CTL_PLAIN, "%s", ctl_string(pod, "reason", ""));
-	ctl_field(out, "Engine", CTL_PLAIN, "%s", ctl_string(pod, "engine", ""));
+	show_engine(out, pod);
 	ctl_field(out, "Addresses", CTL_PLAIN, "%s", ips ? ips : "");
 	ctl_field(out, "Since", CTL_PLAIN, "%s", ctl_string(pod, "since", ""));
 	ctl_field(out, "Uid", CTL_PLAIN, "%s", ctl_string(pod, "uid", ""));

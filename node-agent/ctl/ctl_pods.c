@@ -27,6 +27,18 @@ static int by_name(const void *a, const void *b)
 	return order;
 }
 
+/* "nftables*" is not the preferred engine, "nftables (ebpf drains)" took over from another. */
+static void add_engine(struct ctl_table *table, const json_t *pod)
+{
+	scoped_free char *draining = ctl_join(json_object_get(pod, "draining"));
+	bool other = ctl_string(pod, "engineReason", NULL);
+
+	ctl_table_cell(table, other ? CTL_WARN : CTL_PLAIN, "%s%s%s%s%s",
+		       ctl_string(pod, "engine", ""), other ? "*" : "",
+		       draining && *draining ? " (" : "", draining ?: "",
+		       draining && *draining ? " drains)" : "");
+}
+
 static void add_row(struct ctl_table *table, const json_t *pod)
 {
 	enum { SHORT_ID = 12 };
@@ -41,7 +53,7 @@ static void add_row(struct ctl_table *table, const json_t *pod)
 			       ctl_string(pod, "containerId", "-"));
 	ctl_table_cell(table, strcmp(decision, "redirect") == 0 ? CTL_GOOD : CTL_PLAIN, "%s",
 		       decision);
-	ctl_table_cell(table, CTL_PLAIN, "%s", ctl_string(pod, "engine", ""));
+	add_engine(table, pod);
 	ctl_table_cell(table, CTL_PLAIN, "%s", ips ? ips : "");
 	ctl_table_cell(table, CTL_PLAIN, "%s", ctl_string(pod, "since", ""));
 	ctl_table_cell(table, CTL_PLAIN, "%s", ctl_string(pod, "reason", ""));

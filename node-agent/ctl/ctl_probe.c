@@ -23,6 +23,7 @@ static void add_facility(struct ctl_table *table, const json_t *facility)
 	bool required = ctl_true(facility, "required");
 
 	ctl_table_cell(table, CTL_PLAIN, "  %s", ctl_string(facility, "name", ""));
+	ctl_table_cell(table, CTL_PLAIN, "%s", ctl_string(facility, "engine", "ebpf"));
 	if (ctl_true(facility, "found")) {
 		ctl_table_cell(table, CTL_GOOD, "found");
 		ctl_table_cell(table, CTL_PLAIN, "%s",
@@ -35,9 +36,38 @@ static void add_facility(struct ctl_table *table, const json_t *facility)
 		       *detail ? " (" : "", detail, *detail ? ")" : "");
 }
 
+static void show_engines(struct ctl_out *out, const json_t *answer, const json_t *probe)
+{
+	const json_t *engines = json_object_get(probe, "engines");
+	json_t *engine;
+	size_t i;
+
+	json_array_foreach (engines, i, engine) {
+		bool usable = ctl_true(engine, "usable");
+
+		ctl_field(out, ctl_string(engine, "name", ""), usable ? CTL_GOOD : CTL_BAD,
+			  "%s: %s", usable ? "usable" : "not usable",
+			  ctl_string(engine, "summary", ""));
+	}
+	ctl_field(out, "--mode auto", CTL_PLAIN, "would take %s",
+		  ctl_string(probe, "auto", "the eBPF engine or none"));
+	ctl_field(out, "The agent has", CTL_PLAIN, "%s: %s", ctl_string(answer, "engine", "-"),
+		  ctl_string(answer, "engineReason", "-"));
+}
+
+/* An agent of an earlier version has no engines, and facilities of eBPF only. */
+static void show_ebpf(struct ctl_out *out, const json_t *probe)
+{
+	bool usable = ctl_true(probe, "ebpf");
+
+	ctl_field(out, "eBPF engine", usable ? CTL_GOOD : CTL_BAD, "%s",
+		  usable ? "usable" : "not usable");
+	ctl_field(out, "Why", CTL_PLAIN, "%s", ctl_string(probe, "summary", ""));
+}
+
 static void show_facilities(struct ctl_out *out, const json_t *facilities)
 {
-	static const char *const headings[] = {"  FACILITY", "STATE", "NOTE"};
+	static const char *const headings[] = {"  FACILITY", "ENGINE", "STATE", "NOTE"};
 	enum { N_COLUMNS = sizeof(headings) / sizeof(*headings) };
 	scoped(ctl_table_free_at) struct ctl_table *table = ctl_table_new(headings, N_COLUMNS);
 	json_t *facility;
@@ -45,7 +75,7 @@ static void show_facilities(struct ctl_out *out, const json_t *facilities)
 
 	json_array_foreach (facilities, i, facility)
 		add_facility(table, facility);
-	ctl_heading(out, "Facilities of this kernel, each found by trying it");
+	ctl_heading(out, "Facilities of this node, each found by trying it");
 	ctl_table_print(table, out);
 }
 
@@ -79,13 +109,13 @@ static void show_foreign(struct ctl_out *out, const json_t *programs)
 static void show(const struct ctl_options *opt, const json_t *answer, struct ctl_out *out)
 {
 	const json_t *probe = json_object_get(answer, "probe");
-	bool usable = ctl_true(probe, "ebpf");
 
 	(void)opt;
 	ctl_field(out, "Kernel", CTL_PLAIN, "%s", ctl_string(probe, "release", ""));
-	ctl_field(out, "eBPF engine", usable ? CTL_GOOD : CTL_BAD, "%s",
-		  usable ? "usable" : "not usable");
-	ctl_field(out, "Why", CTL_PLAIN, "%s", ctl_string(probe, "summary", ""));
+	if (json_object_get(probe, "engines"))
+		show_engines(out, answer, probe);
+	else
+		show_ebpf(out, probe);
 	ctl_field(out, "Attaches to", CTL_PLAIN, "%s", ctl_string(probe, "cgroup", ""));
 	show_facilities(out, json_object_get(probe, "facilities"));
 	show_foreign(out, json_object_get(probe, "foreign"));
@@ -94,7 +124,7 @@ static void show(const struct ctl_options *opt, const json_t *answer, struct ctl
 const struct ctl_verb ctl_probe = {
 	.name = "probe",
 	.arguments = "",
-	.help = "what this kernel can do, and whose programs run beside ours;\n"
+	.help = "what this node can do, and whose programs run beside ours;\n"
 		"1 when the eBPF engine is not usable",
 	.request = request,
 	.status = status,

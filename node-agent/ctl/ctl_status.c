@@ -35,6 +35,45 @@ static void show_uptime(struct ctl_out *out, json_int_t seconds)
 		ctl_field(out, "Running for", CTL_PLAIN, "%lldd %lldh", s / DAY, s % DAY / HOUR);
 }
 
+/* Only where there is more than one, or it would say twice what is above. */
+static void show_engines(struct ctl_out *out, const json_t *engines)
+{
+	const char *name;
+	json_t *count;
+	size_t n = 0;
+
+	json_object_foreach ((json_t *)engines, name, count)
+		n += json_integer_value(count) > 0;
+	if (n < 2)
+		return;
+	json_object_foreach ((json_t *)engines, name, count)
+		if (json_integer_value(count) > 0)
+			ctl_field(out, "", CTL_PLAIN, "%" JSON_INTEGER_FORMAT " by %s",
+				  json_integer_value(count), name);
+}
+
+/* What the agent had to do about pods on its own; nothing to see is not shown. */
+static void show_changes(struct ctl_out *out, const json_t *counters)
+{
+	static const struct {
+		const char *name, *text;
+	} rows[] = {
+		{"healed", "pods that differed from their plan and were healed"},
+		{"moves", "pods moved from one engine to another"},
+		{"fallbacks", "pods that the preferred engine could not serve"},
+	};
+	const char *label = "Since start";
+
+	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+		json_int_t n = ctl_integer(counters, rows[i].name, 0);
+
+		if (!n)
+			continue;
+		ctl_field(out, label, CTL_WARN, "%" JSON_INTEGER_FORMAT " %s", n, rows[i].text);
+		label = "";
+	}
+}
+
 static void show_pods(struct ctl_out *out, const json_t *pods)
 {
 	json_int_t orphaned = ctl_integer(pods, "orphaned", 0);
@@ -42,6 +81,7 @@ static void show_pods(struct ctl_out *out, const json_t *pods)
 	ctl_field(out, "Pods", CTL_PLAIN,
 		  "%" JSON_INTEGER_FORMAT " redirected, %" JSON_INTEGER_FORMAT " skipped",
 		  ctl_integer(pods, "redirected", 0), ctl_integer(pods, "skipped", 0));
+	show_engines(out, json_object_get(pods, "engines"));
 	if (orphaned)
 		ctl_field(out, "", CTL_WARN,
 			  "%" JSON_INTEGER_FORMAT " redirected in the kernel, not known by name",
@@ -64,6 +104,7 @@ static void show(const struct ctl_options *opt, const json_t *answer, struct ctl
 	ctl_field(out, "Run directory", CTL_PLAIN, "%s", ctl_string(answer, "runDir", ""));
 	ctl_field(out, "Pins", CTL_PLAIN, "%s", ctl_string(answer, "bpffsDir", ""));
 	ctl_field(out, "Cgroup", CTL_PLAIN, "%s", ctl_string(answer, "cgroup", ""));
+	show_changes(out, counters);
 	if (json_is_integer(json_object_get(counters, "handovers")))
 		ctl_field(out, "Hand-overs", CTL_PLAIN, "%" JSON_INTEGER_FORMAT " under way",
 			  ctl_integer(counters, "handovers", 0));

@@ -35,6 +35,7 @@ enum option_id {
 	OPT_UID,
 	OPT_GID,
 	OPT_UDP,
+	OPT_INTERFACE,
 };
 
 struct option_row {
@@ -57,6 +58,7 @@ static const struct option_row options[] = {
 	{"uid", "N", NULL, "the opener's user id, as seen in the pod", OPT_UID, true},
 	{"gid", "N", NULL, "the opener's group id", OPT_GID, true},
 	{"udp", NULL, NULL, "a datagram, not a TCP connection", OPT_UDP, true},
+	{"interface", "NAME", NULL, "the interface that it leaves by", OPT_INTERFACE, true},
 	{"help", NULL, NULL, "this text", OPT_HELP, false},
 	{"version", NULL, NULL, "the version", OPT_VERSION, false},
 };
@@ -156,6 +158,9 @@ static int set_option(struct command_line *cl, const struct option_row *row, con
 		break;
 	case OPT_UDP:
 		cl->opt.udp = true;
+		break;
+	case OPT_INTERFACE:
+		cl->opt.interface = value;
 		break;
 	case OPT_HELP:
 		cl->help = true;

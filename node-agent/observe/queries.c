@@ -5,6 +5,7 @@
 #include "error.h"
 #include "json.h"
 #include "kernel_probe.h"
+#include "netfilter_probe.h"
 #include "options.h"
 #include "own_programs.h"
 #include "pod_state.h"
@@ -37,21 +38,22 @@ static json_t *object_or_empty(json_t *counters)
 
 static json_t *status(const struct queries *q)
 {
+	json_t *counters = object_or_empty(redirect_node_counters(q->redirect));
 	struct registration_counts counts;
 	struct timespec now;
 
 	clock_gettime(CLOCK_BOOTTIME, &now);
 	registration_count(q->registration, &counts);
-	return answer(json_pack("{s:s, s:s, s:s, s:I, s:{s:I, s:I, s:I}, s:s, s:s, s:s, s:s, s:o}",
-				"version", SOCKMESH_VERSION, "engine", redirect_engine(q->redirect),
-				"engineReason", redirect_reason(q->redirect), "uptimeSeconds",
-				(json_int_t)(now.tv_sec - q->started_s), "pods", "redirected",
-				(json_int_t)counts.redirected, "skipped",
-				(json_int_t)counts.skipped, "orphaned", (json_int_t)counts.orphaned,
-				"runDir", q->options->run_dir, "bpffsDir",
-				q->options->redirect.bpffs_dir, "cgroup", q->attach_dir, "mesh",
-				q->options->text[OPTION_MESH], "counters",
-				object_or_empty(redirect_node_counters(q->redirect))));
+	return answer(json_pack(
+		"{s:s, s:s, s:s, s:I, s:{s:I, s:I, s:I, s:O?}, s:s, s:s, s:s, s:s, "
+		"s:o}",
+		"version", SOCKMESH_VERSION, "engine", redirect_engine(q->redirect), "engineReason",
+		redirect_reason(q->redirect), "uptimeSeconds",
+		(json_int_t)(now.tv_sec - q->started_s), "pods", "redirected",
+		(json_int_t)counts.redirected, "skipped", (json_int_t)counts.skipped, "orphaned",
+		(json_int_t)counts.orphaned, "engines", json_object_get(counters, "engines"),
+		"runDir", q->options->run_dir, "bpffsDir", q->options->redirect.bpffs_dir, "cgroup",
+		q->attach_dir, "mesh", q->options->text[OPTION_MESH], "counters", counters));
 }
 
 /* ---- pods and pod --------------------------------------------------------------------------- */
@@ -69,20 +71,35 @@ static json_t *ips_json(const struct pod *pod)
 	return ips;
 }
 
+/* Engines that still keep something for connections from before the pod moved. */
+static json_t *draining_json(const struct queries *q, const struct pod *pod)
+{
+	const char *names[REDIRECT_ENGINES];
+	size_t n = redirect_pod_draining(q->redirect, pod->cookie, names);
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < n; i++)
+		json_array_append_new(list, json_string(names[i]));
+	return list;
+}
+
 static json_t *pod_json(const struct queries *q, const struct pod *pod)
 {
 	bool redirected = pod->mode == POD_SIDECAR;
+	const char *why_engine =
+		redirected ? redirect_pod_engine_reason(q->redirect, pod->cookie) : NULL;
 	char cookie[24], since[TIME_TEXT_MAX];
 
 	snprintf(cookie, sizeof(cookie), "%" PRIu64, pod->cookie);
-	return json_pack("{s:s?, s:s?, s:s?, s:s, s:s, s:s, s:s, s:s, s:b, s:o, s:s?, s:s, s:s?, "
-			 "s:s}",
+	return json_pack("{s:s?, s:s?, s:s?, s:s, s:s, s:s, s:s, s:s, s:s?, s:o, s:b, s:o, s:s?, "
+			 "s:s, s:s?, s:s}",
 			 "namespace", pod->ns, "name", pod->name, "uid", pod->uid, "containerId",
 			 pod->container_id, "ifName", pod->if_name, "decision",
 			 redirected ? "redirect" : "skip", "reason", pod->reason ?: "", "engine",
-			 redirected ? redirect_engine(q->redirect) : "none", "orphan", pod->orphan,
-			 "ips", ips_json(pod), "netns", pod->netns, "cookie", cookie, "cgroup",
-			 pod->cgroup, "since", pod_state_time(pod->since_s, since));
+			 redirected ? redirect_pod_engine(q->redirect, pod->cookie) : "none",
+			 "engineReason", why_engine, "draining", draining_json(q, pod), "orphan",
+			 pod->orphan, "ips", ips_json(pod), "netns", pod->netns, "cookie", cookie,
+			 "cgroup", pod->cgroup, "since", pod_state_time(pod->since_s, since));
 }
 
 static json_t *pods(const struct queries *q)
@@ -98,6 +115,19 @@ static json_t *pods(const struct queries *q)
 	return list ? answer(json_pack("{s:o}", "pods", list)) : NULL;
 }
 
+static const char *verdict_name(enum plan_verdict verdict)
+{
+	switch (verdict) {
+	case PLAN_REDIRECT:
+		return "redirect";
+	case PLAN_TPROXY:
+		return "tproxy";
+	case PLAN_PASS:
+		break;
+	}
+	return "pass";
+}
+
 static void add_rules(json_t *list, const char *direction, const struct plan_rule *rules, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
@@ -105,8 +135,7 @@ static void add_rules(json_t *list, const char *direction, const struct plan_rul
 			list, json_pack("{s:s, s:s, s:s, s:s, s:i}", "direction", direction, "name",
 					plan_rule_name(rules[i].id), "sentence",
 					plan_rule_sentence(rules[i].id), "verdict",
-					rules[i].verdict == PLAN_REDIRECT ? "redirect" : "pass",
-					"port", rules[i].port));
+					verdict_name(rules[i].verdict), "port", rules[i].port));
 }
 
 static void add_ports(json_t *lists, const char *name, const struct port_list *ports)
@@ -143,6 +172,16 @@ static void add_ids(json_t *lists, const char *name, const struct id_list *ids)
 		json_object_set_new(lists, name, list);
 }
 
+static void add_names(json_t *lists, const char *name, const struct name_list *names)
+{
+	json_t *list = names->n ? json_array() : NULL;
+
+	for (size_t i = 0; list && i < names->n; i++)
+		json_array_append_new(list, json_string(names->names[i]));
+	if (list)
+		json_object_set_new(lists, name, list);
+}
+
 static json_t *lists_json(const struct redirect_plan *plan)
 {
 	json_t *lists = json_object();
@@ -156,6 +195,8 @@ static json_t *lists_json(const struct redirect_plan *plan)
 	add_ports(lists, "inboundIncludePorts", &plan->inbound_include_ports);
 	add_prefixes(lists, "outboundExcludeRanges", &plan->exclude_prefixes);
 	add_prefixes(lists, "outboundIncludeRanges", &plan->include_prefixes);
+	add_names(lists, "excludeInterfaces", &plan->exclude_interfaces);
+	add_names(lists, "rerouteInterfaces", &plan->reroute_interfaces);
 	return lists;
 }
 
@@ -233,7 +274,10 @@ static json_t *explain_skipped(const struct pod *pod)
 static json_t *explain(const struct queries *q, const struct agent_request *req)
 {
 	const struct pod *pod = find(q, req);
-	struct plan_flow flow = {.udp = req->udp, .destination = req->to, .port = req->to_port};
+	struct plan_flow flow = {.udp = req->udp,
+				 .destination = req->to,
+				 .port = req->to_port,
+				 .interface = req->interface};
 	const struct plan_rule *rule;
 	char to[IP_ENDPOINT_TEXT_MAX];
 
@@ -248,13 +292,13 @@ static json_t *explain(const struct queries *q, const struct agent_request *req)
 	flow.gid = req->gid >= 0 ? (uint32_t)req->gid : application_gid(pod->plan);
 	flow.destination_is_local = redirect_address_is_local(q->redirect, pod->cookie, &req->to);
 	rule = redirect_plan_decide(pod->plan, &flow);
-	return answer(json_pack(
-		"{s:s, s:i, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:b}", "verdict",
-		rule->verdict == PLAN_REDIRECT ? "redirect" : "pass", "port", rule->port, "rule",
-		plan_rule_name(rule->id), "sentence", plan_rule_sentence(rule->id), "inbound", 0,
-		"to", ip_endpoint_format(&req->to, req->to_port, to), "protocol",
-		req->udp ? "udp" : "tcp", "uid", (json_int_t)flow.uid, "gid", (json_int_t)flow.gid,
-		"destinationIsLocal", flow.destination_is_local));
+	return answer(json_pack("{s:s, s:i, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:b}", "verdict",
+				verdict_name(rule->verdict), "port", rule->port, "rule",
+				plan_rule_name(rule->id), "sentence", plan_rule_sentence(rule->id),
+				"inbound", 0, "to", ip_endpoint_format(&req->to, req->to_port, to),
+				"protocol", req->udp ? "udp" : "tcp", "uid", (json_int_t)flow.uid,
+				"gid", (json_int_t)flow.gid, "destinationIsLocal",
+				flow.destination_is_local));
 }
 
 /* ---- probe ---------------------------------------------------------------------------------- */
@@ -263,8 +307,9 @@ static json_t *probe(const struct queries *q)
 {
 	const struct redirect_config *cfg = &q->options->redirect;
 	scoped_free uint32_t *ours = NULL;
+	struct netfilter_probe *netfilter = NULL;
 	struct kernel_probe *found = NULL;
-	struct error err = {0};
+	struct error err = {0}, no_netfilter = {0};
 	size_t n_ours = 0;
 	json_t *reply;
 	char text[640];
@@ -273,7 +318,12 @@ static json_t *probe(const struct queries *q)
 	    kernel_probe_run(cfg->cgroup_root, cfg->bpffs_dir, ours, n_ours, &found, &err))
 		return agent_reply_refusal(AGENT_CODE_KERNEL, true,
 					   error_format(&err, text, sizeof(text)));
-	reply = answer(json_pack("{s:o}", "probe", kernel_probe_json(found)));
+	/* Where it cannot run, the answer says that nothing is known of those two engines. */
+	netfilter_probe_run(cfg->iptables, &netfilter, &no_netfilter);
+	reply = answer(json_pack("{s:o, s:s, s:s}", "probe", kernel_probe_json(found, netfilter),
+				 "engine", redirect_engine(q->redirect), "engineReason",
+				 redirect_reason(q->redirect)));
+	netfilter_probe_free(netfilter);
 	kernel_probe_free(found);
 	return reply;
 }

@@ -188,7 +188,7 @@ static int resync_pod(struct ebpf *e, struct ebpf_pod *pod, struct error *err)
 
 	if (!e->cfg->open_netns)
 		return error_set(err, ENOTSUP, "no way to open the pod's namespace");
-	r = e->cfg->open_netns(e->cfg->open_netns_arg, pod->cookie, &fd, err);
+	r = e->cfg->open_netns(e->cfg->pods_arg, pod->cookie, &fd, err);
 	return r ? r : addresses_sync(e, pod, fd, err);
 }
 
@@ -210,7 +210,7 @@ static void first_global_v6(struct ebpf *e, struct ebpf_pod *pod)
 
 	if (!e->cfg->open_netns)
 		return;
-	r = e->cfg->open_netns(e->cfg->open_netns_arg, pod->cookie, &fd, &err);
+	r = e->cfg->open_netns(e->cfg->pods_arg, pod->cookie, &fd, &err);
 	if (!r)
 		r = passthrough_set(e, pod, fd, &err);
 	if (r)

@@ -12,6 +12,7 @@
 #include "redirect_engine.h"
 
 #include "datapath.skel.h"
+#include "listener_lookup.skel.h"
 #include "listener_scan.skel.h"
 
 #include <bpf/bpf.h>
@@ -30,11 +31,13 @@ struct ebpf_pod { /* what the agent itself remembers of a pod; the kernel has th
 	struct ebpf_pod *next;
 	uint64_t cookie;
 	int namespace_id;
+	int netns_fd; /* held where namespaces are numbered by inode; else -1 */
 	struct ebpf_policy policy;
 	struct ip_address *addresses; /* that are in local_addresses */
 	size_t n_addresses;
 	bool wants_passthrough;
-	bool rescan; /* its listeners are to be looked for */
+	int64_t retired_at_ms; /* monotonic */
+	bool rescan;	       /* its listeners are to be looked for */
 };
 
 struct doomed_policy { /* replaced, but a program on its way may still look into its sets */
@@ -49,8 +52,9 @@ struct ebpf {
 	struct event_loop *loop;
 	struct ebpf_pins pins;
 	struct datapath_bpf *datapath;
-	struct listener_scan_bpf *scan;
+	struct listener_scan_bpf *scan; /* either this one */
 	struct bpf_link *scan_link;
+	struct listener_lookup_bpf *lookup; /* or this one */
 	struct ring_buffer *notices;
 	struct event_source *notice_source, *monitor_source, *start_source, *rescan_source;
 	struct event_source *heal_source;
@@ -60,6 +64,7 @@ struct ebpf {
 	uint64_t cgroup_ino;
 	uint32_t last_policy;
 	int64_t rescan_at_ms; /* monotonic: when rescan_source fires */
+	bool netns_by_inode;  /* see netns_numbered_by_inode() */
 	bool attached;	      /* the programs on the cgroup are this agent's */
 	struct doomed_policy *doomed;
 	struct log_limit notice_limit[EVENT_COUNTERS];
@@ -74,6 +79,11 @@ struct ebpf {
 	for (int end_ = bpf_map_get_next_key((fd), NULL, (key)); !end_;                            \
 	     end_ = bpf_map_get_next_key((fd), (key), (key)))
 
+/* ---- redirect_ebpf.c ---- */
+
+/* Before load: each map of obj is the one of the same name in `with`. */
+int ebpf_share_maps(struct bpf_object *obj, struct bpf_object *with, struct error *err);
+
 /* ---- ebpf_pods.c: the pods that this agent knows, and their configuration in the kernel ---- */
 
 struct ebpf_pod *ebpf_pods_find(struct ebpf *e, uint64_t cookie); /* NULL: not known */
@@ -87,6 +97,11 @@ int ebpf_pods_config_write(struct ebpf *e, uint64_t cookie, const struct pod_con
 /* errno of a map update: -ENOSPC, naming `what`, when the map is full. */
 int ebpf_limit_error(struct error *err, const char *what);
 
+/* ---- ebpf_netns.c: namespaces that must outlive their entries in the maps ---- */
+
+int ebpf_netns_hold(struct ebpf *e, struct ebpf_pod *pod, int netns_fd, struct error *err);
+bool ebpf_netns_gone(void *state, uint64_t cookie); /* contract in redirect.h */
+
 /* ---- ebpf_addresses.c: which addresses are a pod's own, now and later ---- */
 
 int ebpf_addresses_load(struct ebpf *e, struct error *err); /* what the maps hold at start */
@@ -99,6 +114,7 @@ int ebpf_addresses_watch(struct ebpf *e, struct error *err);
 
 /* ---- ebpf_listeners.c: the proxies' inbound listeners ---- */
 
+int ebpf_listeners_open(struct ebpf *e, struct error *err); /* needs the data path's maps */
 int ebpf_listeners_scan(struct ebpf *e, uint64_t cookie, int netns_fd, struct error *err);
 void ebpf_listeners_scan_in(struct ebpf *e, uint64_t cookie, unsigned delay_ms);
 void ebpf_listeners_forget(struct ebpf *e, uint64_t cookie);
@@ -126,6 +142,19 @@ void ebpf_attach_heal(void *engine);				/* an event_timer_fn */
 /* ---- ebpf_notices.c: what the programs ask the agent to do or to say ---- */
 
 int ebpf_notices_watch(struct ebpf *e, struct error *err);
+
+/* ---- redirect_ebpf.c ---- */
+
+int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err);
+
+/* ---- ebpf_retire.c: contracts in redirect_engine.h ---- */
+
+bool ebpf_is_installed(const struct redirect_config *cfg, uint64_t cookie);
+const char *ebpf_cannot(const struct redirect_plan *plan);
+int ebpf_presence(void *state, uint64_t cookie, int netns_fd, enum redirect_presence *ret,
+		  struct error *err);
+bool ebpf_owns_passthrough(void *state, uint64_t cookie, int netns_fd);
+int ebpf_retire(void *state, const struct redirect_pod *pod, bool *ret_done, struct error *err);
 
 /* ---- ebpf_counters.c, ebpf_verify.c: contracts in redirect.h ---- */
 

@@ -12,6 +12,87 @@
 #include <bpf/bpf.h>
 #include <errno.h>
 
+/* Misses one of LISTENER_SLOTS listeners once in a million times. */
+enum { LOOKUP_TRIES = 256 };
+
+/* ---- ways to find them ---------------------------------------------------------------------- */
+
+/* Any socket's, by walking all of them: Linux 5.12, where an iterator may do what ours does. */
+static int open_iterator(struct ebpf *e, struct error *err)
+{
+	int r;
+
+	e->scan = listener_scan_bpf__open();
+	if (!e->scan)
+		return error_set(err, errno, "open the listener iterator");
+	r = ebpf_share_maps(e->scan->obj, e->datapath->obj, err);
+	if (r)
+		return r;
+	r = listener_scan_bpf__load(e->scan);
+	if (r)
+		return error_set(err, -r, "load the listener iterator");
+	e->scan_link = bpf_program__attach_iter(e->scan->progs.sockmesh_listener_scan, NULL);
+	return e->scan_link ? 0 : error_set(err, errno, "attach the listener iterator");
+}
+
+/*
+ * Those on the wildcard or an address that the agent knows, by lookups. One of several that share
+ * an address is found by luck: LOOKUP_TRIES make sure of it.
+ */
+static int open_lookup(struct ebpf *e, struct error *err)
+{
+	int r;
+
+	e->lookup = listener_lookup_bpf__open();
+	if (!e->lookup)
+		return error_set(err, errno, "open the listener lookup");
+	r = ebpf_share_maps(e->lookup->obj, e->datapath->obj, err);
+	if (r)
+		return r;
+	r = listener_lookup_bpf__load(e->lookup);
+	return r ? error_set(err, -r, "load the listener lookup") : 0;
+}
+
+int ebpf_listeners_open(struct ebpf *e, struct error *err)
+{
+	struct error why_not = {0};
+
+	if (!open_iterator(e, &why_not))
+		return 0;
+	listener_scan_bpf__destroy(take_ptr(e->scan));
+	if (!open_lookup(e, err))
+		return 0;
+	listener_lookup_bpf__destroy(take_ptr(e->lookup));
+	return error_wrap(err, "%s, and", why_not.text);
+}
+
+struct lookup {
+	struct ebpf *engine;
+	uint64_t cookie;
+};
+
+static int look_up(void *arg, struct error *err)
+{
+	static const unsigned char frame[64];
+	const struct lookup *lookup = arg;
+	struct listener_lookup_bpf *skel = lookup->engine->lookup;
+	const struct ebpf_pod *pod = ebpf_pods_find(lookup->engine, lookup->cookie);
+
+	skel->bss->lookup_netns = lookup->cookie;
+	for (size_t i = 0; pod && i < pod->n_addresses; i++) {
+		LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = frame,
+			    .data_size_in = sizeof(frame), .repeat = LOOKUP_TRIES);
+
+		if (ip_address_is_loopback(&pod->addresses[i]))
+			continue;
+		skel->bss->lookup_addr = addr16_of(&pod->addresses[i]);
+		if (bpf_prog_test_run_opts(bpf_program__fd(skel->progs.sockmesh_listener_lookup),
+					   &opts))
+			return error_set(err, errno, "look for the proxy's listeners");
+	}
+	return 0;
+}
+
 static int read_iterator(void *arg, struct error *err)
 {
 	struct ebpf *e = arg;
@@ -27,6 +108,8 @@ static int read_iterator(void *arg, struct error *err)
 	return n < 0 ? error_set(err, errno, "look for the proxy's listeners") : 0;
 }
 
+/* ---- when ----------------------------------------------------------------------------------- */
+
 /*
  * Registers inbound listeners of the pod that are not registered. The iterator walks all sockets
  * of the node, some milliseconds, so a pod where nothing listens, as every new one, is not worth
@@ -34,7 +117,8 @@ static int read_iterator(void *arg, struct error *err)
  */
 int ebpf_listeners_scan(struct ebpf *e, uint64_t cookie, int netns_fd, struct error *err)
 {
-	struct listener_scan_bpf__bss *in = e->scan->bss;
+	struct lookup lookup = {.engine = e, .cookie = cookie};
+	struct listener_scan_bpf__bss *in;
 	struct pod_config cfg;
 	bool listening = false;
 	int r;
@@ -44,6 +128,9 @@ int ebpf_listeners_scan(struct ebpf *e, uint64_t cookie, int netns_fd, struct er
 	r = netlink_has_listener(netns_fd, cfg.inbound_port, &listening, err);
 	if (r || !listening)
 		return r;
+	if (e->lookup)
+		return netns_run(netns_fd, look_up, &lookup, err);
+	in = e->scan->bss;
 	in->scan_netns = cookie;
 	for (uint32_t slot = 0; slot < LISTENER_SLOTS; slot++) {
 		struct listener_key key = {.netns = cookie, .slot = slot};
@@ -65,7 +152,7 @@ static void rescan_pod(struct ebpf *e, uint64_t cookie)
 
 	if (!e->cfg->open_netns)
 		return;
-	r = e->cfg->open_netns(e->cfg->open_netns_arg, cookie, &fd, &err);
+	r = e->cfg->open_netns(e->cfg->pods_arg, cookie, &fd, &err);
 	if (!r)
 		r = ebpf_listeners_scan(e, cookie, fd, &err);
 	if (r)

@@ -68,7 +68,21 @@ static bool is_below(const char *path, const char *directory)
 	return !strncmp(path, directory, n) && (path[n] == '/' || !path[n]);
 }
 
-int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *err)
+/* The name of the maps' directory. */
+static void maps_name(const struct ebpf_pins *pins, char *ret, size_t size)
+{
+	snprintf(ret, size, "maps-v%d%s", SOCKMESH_ABI_VERSION, pins->by_inode ? "-inode" : "");
+}
+
+static void map_path(const struct ebpf_pins *pins, const char *name, char ret[static PIN_PATH_MAX])
+{
+	char maps[32];
+
+	maps_name(pins, maps, sizeof(maps));
+	snprintf(ret, PIN_PATH_MAX, "%s/%s/%s", pins->root, maps, name);
+}
+
+int ebpf_pins_open(const char *bpffs_dir, bool by_inode, struct ebpf_pins *ret, struct error *err)
 {
 	static const char *const parts[] = {"links", "pods"};
 	char path[PIN_PATH_MAX];
@@ -85,11 +99,12 @@ int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *e
 	if (r)
 		return r;
 	snprintf(ret->root, sizeof(ret->root), "%s", bpffs_dir);
+	ret->by_inode = by_inode;
 	for (size_t i = 0; !r && i < sizeof(parts) / sizeof(parts[0]); i++) {
 		snprintf(path, sizeof(path), "%s/%s", ret->root, parts[i]);
 		r = make_directory(path, err);
 	}
-	snprintf(path, sizeof(path), "%s/maps-v%d", ret->root, SOCKMESH_ABI_VERSION);
+	map_path(ret, "", path);
 	return r ? r : make_directory(path, err);
 }
 
@@ -107,11 +122,6 @@ int ebpf_pins_lock(const char *bpffs_dir, int *ret_fd, struct error *err)
 }
 
 /* ---- maps ----------------------------------------------------------------------------------- */
-
-static void map_path(const struct ebpf_pins *pins, const char *name, char ret[static PIN_PATH_MAX])
-{
-	snprintf(ret, PIN_PATH_MAX, "%s/maps-v%d/%s", pins->root, SOCKMESH_ABI_VERSION, name);
-}
 
 int ebpf_pins_map(const struct ebpf_pins *pins, const char *name, int *ret_fd)
 {
@@ -412,7 +422,8 @@ static int remove_directory(const char *path, struct error *err)
 	return 0;
 }
 
-static int remove_map_directories(const char *root, int keep_version, struct error *err)
+/* keep: the name of the one that stays, "" for none. */
+static int remove_map_directories(const char *root, const char *keep, struct error *err)
 {
 	scoped_dir DIR *dir = opendir(root);
 	struct dirent *entry;
@@ -423,8 +434,7 @@ static int remove_map_directories(const char *root, int keep_version, struct err
 	while (!r && (entry = readdir(dir))) {
 		char path[PIN_PATH_MAX];
 
-		if (strncmp(entry->d_name, "maps-v", 6) != 0 ||
-		    atoi(entry->d_name + 6) == keep_version)
+		if (strncmp(entry->d_name, "maps-v", 6) != 0 || !strcmp(entry->d_name, keep))
 			continue;
 		snprintf(path, sizeof(path), "%.250s/%.250s", root, entry->d_name);
 		r = remove_directory(path, err);
@@ -434,12 +444,13 @@ static int remove_map_directories(const char *root, int keep_version, struct err
 
 void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *obj)
 {
-	char path[PIN_PATH_MAX];
+	char path[PIN_PATH_MAX], maps[32];
 	struct error ignored;
 	struct dirent *entry;
 	scoped_dir DIR *dir = NULL;
 
-	remove_map_directories(pins->root, SOCKMESH_ABI_VERSION, &ignored);
+	maps_name(pins, maps, sizeof(maps));
+	remove_map_directories(pins->root, maps, &ignored);
 	snprintf(path, sizeof(path), "%s/links", pins->root);
 	dir = opendir(path);
 	while (dir && (entry = readdir(dir)))
@@ -465,7 +476,7 @@ int ebpf_pins_remove_all(const char *bpffs_dir, struct error *err)
 		r = remove_directory(path, err);
 	}
 	if (!r)
-		r = remove_map_directories(bpffs_dir, -1, err);
+		r = remove_map_directories(bpffs_dir, "", err);
 	if (r)
 		return r;
 	snprintf(path, sizeof(path), "%.400s/..", bpffs_dir);

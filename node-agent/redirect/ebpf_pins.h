@@ -6,7 +6,8 @@
  * What stays in the kernel when the agent is gone: maps and links, pinned below one directory of
  * bpffs.
  *
- *	maps-v1/NAME	one map; v1 is SOCKMESH_ABI_VERSION
+ *	maps-v1/NAME	one map; v1 is SOCKMESH_ABI_VERSION. maps-v1-inode where namespaces are
+ *			numbered by inode: the two kinds of number never share a map
  *	links/PROGRAM	one program on the pods' cgroup
  *	pods/COOKIE	the inbound program on one pod's network namespace
  *
@@ -24,6 +25,7 @@ enum { PIN_PATH_MAX = 512 };
 
 struct ebpf_pins {
 	char root[PIN_PATH_MAX - 128];
+	bool by_inode; /* see netns_numbered_by_inode() */
 };
 
 /*
@@ -34,7 +36,7 @@ int ebpf_pins_lock(const char *bpffs_dir, int *ret_fd, struct error *err);
 
 /* Makes the directories, and mounts bpffs when there is none: on /sys/fs/bpf for paths below it,
  * else on the directory itself. */
-int ebpf_pins_open(const char *bpffs_dir, struct ebpf_pins *ret, struct error *err);
+int ebpf_pins_open(const char *bpffs_dir, bool by_inode, struct ebpf_pins *ret, struct error *err);
 
 /*
  * Before load: each map of the object (but the internal ones) is the pinned one where that has the

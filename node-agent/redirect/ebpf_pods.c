@@ -2,6 +2,7 @@
 #include "ebpf_engine.h"
 
 #include "error.h"
+#include "scoped.h"
 
 #include <bpf/bpf.h>
 #include <errno.h>
@@ -26,6 +27,7 @@ void ebpf_pods_free(struct ebpf_pod *pod)
 	if (!pod)
 		return;
 	ebpf_policy_done(&pod->policy);
+	scoped_close(&pod->netns_fd);
 	free(pod->addresses);
 	free(pod);
 }
@@ -39,6 +41,7 @@ struct ebpf_pod *ebpf_pods_get(struct ebpf *e, uint64_t cookie)
 		if (*slot) {
 			(*slot)->cookie = cookie;
 			(*slot)->namespace_id = -1;
+			(*slot)->netns_fd = -1;
 		}
 	}
 	return *slot;

@@ -3,6 +3,8 @@
 
 #include "cgroup.h"
 #include "error.h"
+#include "locked_memory.h"
+#include "netfilter_probe.h"
 #include "scoped.h"
 
 #include <bpf/bpf.h>
@@ -46,6 +48,8 @@ typedef bool (*try_fn)(const struct facility_test *test, const struct attempt *a
 struct facility_test {
 	const char *name, *how, *without;
 	bool required;
+	/* Required only where that facility, earlier in the table, was found, or was not. */
+	const char *with_facility, *without_facility;
 	try_fn try;
 	enum bpf_prog_type prog_type;
 	enum bpf_attach_type attach_type;
@@ -95,37 +99,46 @@ static bool try_hook(const struct facility_test *test, const struct attempt *att
 /*
  * Loads a program that calls the helper without arguments. A verifier that knows the helper
  * complains about the arguments; one that does not says so, in words that changed over time.
+ * 1, 0, or -errno when the verifier was never reached.
  */
-static bool try_helper(const struct facility_test *test, const struct attempt *attempt,
-		       char *detail, size_t size)
+static int knows_helper(enum bpf_prog_type type, enum bpf_attach_type attach_type, __u32 btf_id,
+			enum bpf_func_id helper)
 {
 	static const char *const unknown[] = {"invalid func ", "unknown func ",
 					      "cannot use helper"};
 	const struct bpf_insn insns[] = {
-		{.code = BPF_JMP | BPF_CALL, .imm = test->helper},
+		{.code = BPF_JMP | BPF_CALL, .imm = helper},
 		{.code = BPF_JMP | BPF_EXIT},
 	};
 	char log[4096] = "";
-	LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = test->attach_type,
-		    .log_buf = log, .log_size = sizeof(log), .log_level = 1);
-	scoped_fd int prog = bpf_prog_load(test->prog_type, "sockmesh_probe", "GPL", insns,
-					   N_ELEMENTS(insns), &opts);
+	LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = attach_type,
+		    .attach_btf_id = btf_id, .log_buf = log, .log_size = sizeof(log),
+		    .log_level = 1);
+	scoped_fd int prog =
+		bpf_prog_load(type, "sockmesh_probe", "GPL", insns, N_ELEMENTS(insns), &opts);
 	int error = errno;
 
-	(void)attempt;
 	if (prog >= 0)
-		return true;
-	if (!*log) { /* the verifier was never reached */
-		describe_errno(error, detail, size);
-		return false;
-	}
-	for (size_t i = 0; i < N_ELEMENTS(unknown); i++) {
-		if (strstr(log, unknown[i])) {
-			snprintf(detail, size, "not for this kind of program");
-			return false;
-		}
-	}
-	return true;
+		return 1;
+	if (!*log)
+		return -error;
+	for (size_t i = 0; i < N_ELEMENTS(unknown); i++)
+		if (strstr(log, unknown[i]))
+			return 0;
+	return 1;
+}
+
+static bool try_helper(const struct facility_test *test, const struct attempt *attempt,
+		       char *detail, size_t size)
+{
+	int knows = knows_helper(test->prog_type, test->attach_type, 0, test->helper);
+
+	(void)attempt;
+	if (knows < 0)
+		describe_errno(-knows, detail, size);
+	else if (!knows)
+		snprintf(detail, size, "not for this kind of program");
+	return knows == 1;
 }
 
 static bool try_map(const struct facility_test *test, const struct attempt *attempt, char *detail,
@@ -144,6 +157,7 @@ static bool try_map_memory(const struct facility_test *test, const struct attemp
 			   char *detail, size_t size)
 {
 	enum { VALUE = 4096, ENTRIES = 2048 };
+	struct error limit = {0};
 	scoped_fd int map = bpf_map_create(BPF_MAP_TYPE_ARRAY, "sockmesh_probe", sizeof(__u32),
 					   VALUE, ENTRIES, NULL);
 
@@ -151,6 +165,8 @@ static bool try_map_memory(const struct facility_test *test, const struct attemp
 	(void)attempt;
 	if (map < 0)
 		describe_errno(errno, detail, size);
+	if (map < 0 && locked_memory_check(&limit))
+		snprintf(detail, size, "%s", limit.text);
 	return map >= 0;
 }
 
@@ -185,7 +201,10 @@ static bool try_btf(const struct facility_test *test, const struct attempt *atte
 	return true;
 }
 
-/* Attaching an iterator makes something that nobody runs until it is read. */
+/*
+ * Attaching an iterator makes something that nobody runs until it is read. Ours asks for the cookie
+ * of what it finds, and marks it.
+ */
 static bool try_tcp_iterator(const struct facility_test *test, const struct attempt *attempt,
 			     char *detail, size_t size)
 {
@@ -193,6 +212,8 @@ static bool try_tcp_iterator(const struct facility_test *test, const struct atte
 		{.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0},
 		{.code = BPF_JMP | BPF_EXIT},
 	};
+	static const enum bpf_func_id helpers[] = {BPF_FUNC_get_socket_cookie,
+						   BPF_FUNC_sk_storage_get};
 	int id = libbpf_find_vmlinux_btf_id("tcp", BPF_TRACE_ITER);
 	scoped_fd int prog = -1, link = -1;
 
@@ -208,9 +229,39 @@ static bool try_tcp_iterator(const struct facility_test *test, const struct atte
 			     N_ELEMENTS(insns), &opts);
 	if (prog >= 0)
 		link = bpf_link_create(prog, 0, BPF_TRACE_ITER, NULL);
-	if (link < 0)
+	if (link < 0) {
 		snprintf(detail, size, "%s: %s", prog < 0 ? "load" : "attach", strerror(errno));
-	return link >= 0;
+		return false;
+	}
+	for (size_t i = 0; i < N_ELEMENTS(helpers); i++)
+		if (knows_helper(BPF_PROG_TYPE_TRACING, BPF_TRACE_ITER, (__u32)id, helpers[i]) !=
+		    1) {
+			snprintf(detail, size, "there, but it cannot ask and mark a socket");
+			return false;
+		}
+	return true;
+}
+
+/* What stands in for the iterator: a program that is run once, in a pod's namespace. */
+static bool try_listener_lookup(const struct facility_test *test, const struct attempt *attempt,
+				char *detail, size_t size)
+{
+	static const unsigned char frame[64];
+	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = frame, .data_size_in = sizeof(frame));
+	scoped_fd int prog = load_constant(BPF_PROG_TYPE_SCHED_CLS, 0, 0);
+
+	(void)test;
+	(void)attempt;
+	if (prog < 0 || bpf_prog_test_run_opts(prog, &opts)) {
+		snprintf(detail, size, "%s: %s", prog < 0 ? "load" : "run", strerror(errno));
+		return false;
+	}
+	if (knows_helper(BPF_PROG_TYPE_SCHED_CLS, 0, 0, BPF_FUNC_sk_lookup_tcp) != 1 ||
+	    knows_helper(BPF_PROG_TYPE_SCHED_CLS, 0, 0, BPF_FUNC_sk_storage_get) != 1) {
+		snprintf(detail, size, "it cannot look up or mark a socket");
+		return false;
+	}
+	return true;
 }
 
 /* The nearest directory of the path that exists. */
@@ -300,6 +351,13 @@ static bool try_jit(const struct facility_test *test, const struct attempt *atte
 		.try = try_helper, .prog_type = (prog_), .attach_type = (attach_),                 \
 		.helper = (helper_)                                                                \
 	}
+/* The programs call it where namespaces have cookies: see netns_numbered_by_inode(). */
+#define NETNS_COOKIE(name_, prog_, attach_, without_)                                              \
+	{                                                                                          \
+		.name = (name_), .how = BY_CALL, .without = (without_),                            \
+		.with_facility = "SO_NETNS_COOKIE", .try = try_helper, .prog_type = (prog_),       \
+		.attach_type = (attach_), .helper = BPF_FUNC_get_netns_cookie                      \
+	}
 #define MAP(name_, map_, without_)                                                                 \
 	{                                                                                          \
 		.name = (name_), .how = BY_MAP, .without = (without_), .required = true,           \
@@ -350,15 +408,22 @@ static const struct facility_test tests[] = {
 	     "the original destination cannot be handed over to the proxy"),
 	HOOK("sk_lookup", SK_LOOKUP, BPF_SK_LOOKUP, true,
 	     "inbound connections cannot be redirected"),
-	CUSTOM("iter/tcp", try_tcp_iterator, true, "attached an iterator, read nothing",
-	       "proxies that listened before the agent started could not be found"),
+	CUSTOM("iter/tcp", try_tcp_iterator, false, "attached an iterator, read nothing",
+	       "proxies that listened before the agent are found by lookups instead"),
+	{.name = "listener lookup",
+	 .how = "ran a program once",
+	 .without = "proxies that listened before the agent started could not be found",
+	 .without_facility = "iter/tcp",
+	 .try = try_listener_lookup},
 
-	CUSTOM("SO_NETNS_COOKIE", try_netns_cookie, true, "asked for ours",
-	       "the agent cannot tell the network namespaces of pods apart"),
-	HELPER("netns cookie in connect", BPF_FUNC_get_netns_cookie, SOCK_ADDR, CONNECT4, true,
-	       "programs cannot tell which pod opens a connection"),
-	HELPER("netns cookie in sockops", BPF_FUNC_get_netns_cookie, SOCK_OPS, BPF_CGROUP_SOCK_OPS,
-	       true, "equal loopback addresses of two pods cannot be told apart"),
+	CUSTOM("SO_NETNS_COOKIE", try_netns_cookie, false, "asked for ours",
+	       "network namespaces are told apart by inode number, and held while pods run"),
+	NETNS_COOKIE("netns cookie in connect", SOCK_ADDR, CONNECT4,
+		     "programs cannot tell which pod opens a connection"),
+	NETNS_COOKIE("netns cookie in sockops", SOCK_OPS, BPF_CGROUP_SOCK_OPS,
+		     "equal loopback addresses of two pods cannot be told apart"),
+	NETNS_COOKIE("netns cookie in getsockopt", SOCKOPT, BPF_CGROUP_GETSOCKOPT,
+		     "answered questions for the original destination cannot be counted"),
 	HELPER("bpf_bind", BPF_FUNC_bind, SOCK_ADDR, CONNECT4, true,
 	       "proxies would see loopback as the source of every connection"),
 	HELPER("bpf_sk_assign", BPF_FUNC_sk_assign, SK_LOOKUP, BPF_SK_LOOKUP, true,
@@ -378,15 +443,35 @@ static const struct facility_test tests[] = {
 	MAP("ring buffer", BPF_MAP_TYPE_RINGBUF, "programs cannot tell the agent about events"),
 };
 
+static bool found_earlier(const struct kernel_probe *probe, size_t n, const char *name)
+{
+	for (size_t i = 0; i < n; i++)
+		if (strcmp(probe->facilities[i].name, name) == 0)
+			return probe->facilities[i].found;
+	return false;
+}
+
+static bool is_required(const struct kernel_probe *probe, size_t i)
+{
+	const struct facility_test *test = &tests[i];
+
+	if (test->with_facility)
+		return found_earlier(probe, i, test->with_facility);
+	if (test->without_facility)
+		return !found_earlier(probe, i, test->without_facility);
+	return test->required;
+}
+
 static void run_tests(const struct attempt *attempt, struct kernel_probe *probe)
 {
 	for (size_t i = 0; i < N_ELEMENTS(tests); i++) {
 		struct probe_facility *facility = &probe->facilities[i];
 
 		facility->name = tests[i].name;
+		facility->engine = "ebpf";
 		facility->how = tests[i].how;
 		facility->without = tests[i].without;
-		facility->required = tests[i].required;
+		facility->required = is_required(probe, i);
 		facility->found = tests[i].try(&tests[i], attempt, facility->detail,
 					       sizeof(facility->detail));
 	}
@@ -675,19 +760,56 @@ int kernel_probe_run(const char *cgroup_root, const char *bpffs_dir,
 /* ---- JSON --------------------------------------------------------------------------------------
  */
 
-static json_t *facilities_json(const struct kernel_probe *probe)
+static void add_facilities(json_t *array, const struct probe_facility *facilities, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		const struct probe_facility *f = &facilities[i];
+
+		json_array_append_new(array,
+				      json_pack("{s:s, s:s, s:s, s:s, s:b, s:b, s:s}", "name",
+						f->name, "engine", f->engine, "how", f->how,
+						"without", f->without, "required", (int)f->required,
+						"found", (int)f->found, "detail", f->detail));
+	}
+}
+
+static json_t *engine_json(const char *name, bool usable, const char *summary)
+{
+	return json_pack("{s:s, s:b, s:s}", "name", name, "usable", (int)usable, "summary",
+			 summary);
+}
+
+/* In the order in which --mode auto takes the first that is usable. */
+static json_t *engines_json(const struct kernel_probe *probe,
+			    const struct netfilter_probe *netfilter)
+{
+	static const char unknown[] = "no network namespace could be made to try it in";
+
+	return json_pack("[o, o, o]", engine_json("ebpf", probe->ebpf, probe->summary),
+			 engine_json("nftables", netfilter && netfilter->nftables,
+				     netfilter ? netfilter->nftables_summary : unknown),
+			 engine_json("iptables", netfilter && netfilter->iptables,
+				     netfilter ? netfilter->iptables_summary : unknown));
+}
+
+static const char *auto_engine(const struct kernel_probe *probe,
+			       const struct netfilter_probe *netfilter)
+{
+	if (probe->ebpf)
+		return "ebpf";
+	if (netfilter && netfilter->nftables)
+		return "nftables";
+	return netfilter && netfilter->iptables ? "iptables" : "none";
+}
+
+static json_t *facilities_json(const struct kernel_probe *probe,
+			       const struct netfilter_probe *netfilter)
 {
 	json_t *array = json_array();
 
-	for (size_t i = 0; array && i < probe->n_facilities; i++) {
-		const struct probe_facility *f = &probe->facilities[i];
-
-		json_array_append_new(array,
-				      json_pack("{s:s, s:s, s:s, s:b, s:b, s:s}", "name", f->name,
-						"how", f->how, "without", f->without, "required",
-						(int)f->required, "found", (int)f->found, "detail",
-						f->detail));
-	}
+	add_facilities(array, probe->facilities, probe->n_facilities);
+	if (netfilter)
+		add_facilities(array, netfilter->facilities, netfilter->n_facilities);
 	return array;
 }
 
@@ -710,9 +832,11 @@ static json_t *foreign_json(const struct kernel_probe *probe)
 	return array;
 }
 
-json_t *kernel_probe_json(const struct kernel_probe *probe)
+json_t *kernel_probe_json(const struct kernel_probe *probe, const struct netfilter_probe *netfilter)
 {
-	return json_pack("{s:s, s:b, s:s, s:s, s:o, s:o}", "release", probe->release, "ebpf",
-			 (int)probe->ebpf, "summary", probe->summary, "cgroup", probe->cgroup,
-			 "facilities", facilities_json(probe), "foreign", foreign_json(probe));
+	return json_pack("{s:s, s:b, s:s, s:s, s:s, s:o, s:o, s:o}", "release", probe->release,
+			 "ebpf", (int)probe->ebpf, "summary", probe->summary, "cgroup",
+			 probe->cgroup, "auto", auto_engine(probe, netfilter), "engines",
+			 engines_json(probe, netfilter), "facilities",
+			 facilities_json(probe, netfilter), "foreign", foreign_json(probe));
 }

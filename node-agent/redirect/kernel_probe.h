@@ -4,7 +4,8 @@
 
 /*
  * What this kernel and node can do, found by trying (program types, helpers, attach types, a
- * getsockopt), never by version number; and who else is on our cgroups. Leaves nothing behind.
+ * getsockopt, transactions of nf_tables, runs of iptables), never by version number; and who else
+ * is on our cgroups. Leaves nothing behind.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -12,12 +13,14 @@
 #include <stdint.h>
 
 struct error;
+struct netfilter_probe;
 
 struct probe_facility {
 	const char *name;    /* "cgroup/connect4", "netns cookie", "BTF", ... */
 	const char *how;     /* how it was tried, in words */
 	const char *without; /* what follows when it is missing */
-	bool required;	     /* by the eBPF engine */
+	const char *engine;  /* that it is for */
+	bool required;	     /* by that engine */
 	bool found;
 	char detail[160]; /* errno text or what was seen */
 };
@@ -44,6 +47,9 @@ int kernel_probe_run(const char *cgroup_root, const char *bpffs_dir,
 		     const uint32_t *our_program_ids, size_t n_ours, struct kernel_probe **ret,
 		     struct error *err);
 void kernel_probe_free(struct kernel_probe *probe);
-json_t *kernel_probe_json(const struct kernel_probe *probe); /* new reference */
+
+/* A new reference. netfilter: what netfilter_probe_run() found, NULL: it could not run. */
+json_t *kernel_probe_json(const struct kernel_probe *probe,
+			  const struct netfilter_probe *netfilter);
 
 #endif

@@ -2,12 +2,12 @@
 #include "netlink.h"
 
 #include "error.h"
+#include "netlink_talk.h"
 #include "netns.h"
 #include "scoped.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <libmnl/libmnl.h>
 #include <linux/if_addr.h>
 #include <linux/inet_diag.h>
 #include <linux/net_namespace.h>
@@ -19,46 +19,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-enum { RECEIVE_BUFFER_BYTES = 64 * 1024, LO_IFINDEX = 1 };
-
-#define scoped_mnl scoped(mnl_close_at)
-static void mnl_close_at(struct mnl_socket **nl)
-{
-	if (*nl)
-		mnl_socket_close(*nl);
-}
-
-/* One request and its answers; the callback may be NULL. -errno is the kernel's own answer. */
-static int talk_to(int family, const struct nlmsghdr *request, mnl_cb_t fn, void *arg)
-{
-	scoped_mnl struct mnl_socket *nl = mnl_socket_open2(family, SOCK_CLOEXEC);
-	scoped_free char *buf = malloc(RECEIVE_BUFFER_BYTES);
-	unsigned int port;
-	int r = MNL_CB_OK;
-
-	if (!buf)
-		return -ENOMEM;
-	if (!nl || mnl_socket_bind(nl, 0, MNL_SOCKET_AUTOPID) < 0)
-		return -errno;
-	port = mnl_socket_get_portid(nl);
-	if (mnl_socket_sendto(nl, request, request->nlmsg_len) < 0)
-		return -errno;
-	while (r > MNL_CB_STOP) {
-		ssize_t n = mnl_socket_recvfrom(nl, buf, RECEIVE_BUFFER_BYTES);
-
-		if (n < 0)
-			return -errno;
-		r = mnl_cb_run(buf, (size_t)n, request->nlmsg_seq, port, fn, arg);
-		if (r < 0)
-			return -errno;
-	}
-	return 0;
-}
-
-static int talk(const struct nlmsghdr *request, mnl_cb_t fn, void *arg)
-{
-	return talk_to(NETLINK_ROUTE, request, fn, arg);
-}
+enum { MONITOR_BUFFER_BYTES = 64 * 1024, LO_IFINDEX = 1 };
 
 /* ---- addresses ------------------------------------------------------------------------------ */
 
@@ -111,19 +72,23 @@ static int collect_address(const struct nlmsghdr *nlh, void *arg)
 	return MNL_CB_OK;
 }
 
+static void forget_addresses(void *arg)
+{
+	struct address_list *list = arg;
+
+	list->n = 0;
+}
+
 static int list_inside(void *arg, struct error *err)
 {
-	char buf[MNL_NLMSG_HDRLEN + 64] __attribute__((aligned(NLMSG_ALIGNTO)));
-	struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	struct netlink_request request;
 	struct ifaddrmsg *ifa;
+	const struct nlmsghdr *nlh =
+		netlink_request_start(&request, RTM_GETADDR, NLM_F_DUMP, sizeof(*ifa), &ifa);
 	int r;
 
-	nlh->nlmsg_type = RTM_GETADDR;
-	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-	nlh->nlmsg_seq = 1;
-	ifa = mnl_nlmsg_put_extra_header(nlh, sizeof(*ifa));
 	ifa->ifa_family = AF_UNSPEC;
-	r = talk(nlh, collect_address, arg);
+	r = netlink_dump(NETLINK_ROUTE, nlh, collect_address, forget_addresses, arg);
 	return r ? error_set(err, -r, "list the pod's addresses") : 0;
 }
 
@@ -147,31 +112,28 @@ struct passthrough_request {
 
 static int set_passthrough_inside(void *arg, struct error *err)
 {
-	struct passthrough_request *request = arg;
-	char buf[MNL_NLMSG_HDRLEN + 128] __attribute__((aligned(NLMSG_ALIGNTO)));
-	struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	struct passthrough_request *passthrough = arg;
+	struct netlink_request request;
 	struct in6_addr six = {.s6_addr = {[15] = 6}};
 	struct ifaddrmsg *ifa;
+	struct nlmsghdr *nlh = netlink_request_start(
+		&request, passthrough->present ? RTM_NEWADDR : RTM_DELADDR,
+		NLM_F_ACK | (passthrough->present ? NLM_F_CREATE | NLM_F_EXCL : 0), sizeof(*ifa),
+		&ifa);
 	int r;
 
-	nlh->nlmsg_type = request->present ? RTM_NEWADDR : RTM_DELADDR;
-	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
-	if (request->present)
-		nlh->nlmsg_flags |= NLM_F_CREATE | NLM_F_EXCL;
-	nlh->nlmsg_seq = 1;
-	ifa = mnl_nlmsg_put_extra_header(nlh, sizeof(*ifa));
-	memset(ifa, 0, sizeof(*ifa));
 	ifa->ifa_family = AF_INET6;
 	ifa->ifa_prefixlen = 128;
 	ifa->ifa_index = LO_IFINDEX;
 	ifa->ifa_flags = IFA_F_PERMANENT | IFA_F_NODAD;
 	mnl_attr_put(nlh, IFA_LOCAL, sizeof(six), &six);
-	r = talk(nlh, NULL, NULL);
-	request->changed = !r;
+	r = netlink_talk(NETLINK_ROUTE, nlh, NULL, NULL);
+	passthrough->changed = !r;
 	if (r == -EEXIST || r == -EADDRNOTAVAIL || r == -EACCES || r == -EAFNOSUPPORT ||
 	    r == -EOPNOTSUPP)
 		return 0; /* there, gone, or the namespace has no IPv6 */
-	return r ? error_set(err, -r, "%s ::6/128 on lo", request->present ? "add" : "remove") : 0;
+	return r ? error_set(err, -r, "%s ::6/128 on lo", passthrough->present ? "add" : "remove")
+		 : 0;
 }
 
 int netlink_set_passthrough_address(int netns_fd, bool present, bool *ret_changed,
@@ -207,26 +169,22 @@ static int see_listener(const struct nlmsghdr *nlh, void *arg)
 static int find_listener_inside(void *arg, struct error *err)
 {
 	static const __u8 families[] = {AF_INET, AF_INET6};
-	struct listener_request *request = arg;
+	struct listener_request *listener = arg;
 
-	for (size_t i = 0; i < sizeof(families) && !request->found; i++) {
-		char buf[MNL_NLMSG_HDRLEN + 128] __attribute__((aligned(NLMSG_ALIGNTO)));
-		struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	for (size_t i = 0; i < sizeof(families) && !listener->found; i++) {
+		struct netlink_request request;
 		struct inet_diag_req_v2 *diag;
+		const struct nlmsghdr *nlh = netlink_request_start(
+			&request, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, sizeof(*diag), &diag);
 		int r;
 
-		nlh->nlmsg_type = SOCK_DIAG_BY_FAMILY;
-		nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-		nlh->nlmsg_seq = 1;
-		diag = mnl_nlmsg_put_extra_header(nlh, sizeof(*diag));
-		memset(diag, 0, sizeof(*diag));
 		diag->sdiag_family = families[i];
 		diag->sdiag_protocol = IPPROTO_TCP;
 		diag->idiag_states = 1 << TCP_LISTEN;
-		diag->id.idiag_sport = htons(request->port);
-		r = talk_to(NETLINK_SOCK_DIAG, nlh, see_listener, request);
+		diag->id.idiag_sport = htons(listener->port);
+		r = netlink_dump(NETLINK_SOCK_DIAG, nlh, see_listener, NULL, listener);
 		if (r == -ENOENT || r == -EPROTONOSUPPORT)
-			request->found = true; /* no inet_diag in this kernel */
+			listener->found = true; /* no inet_diag in this kernel */
 		else if (r)
 			return error_set(err, -r, "look for listening sockets");
 	}
@@ -258,19 +216,16 @@ static int read_namespace_id(const struct nlmsghdr *nlh, void *arg)
 
 static int namespace_request(int type, int netns_fd, bool assign, mnl_cb_t fn, void *arg)
 {
-	char buf[MNL_NLMSG_HDRLEN + 64] __attribute__((aligned(NLMSG_ALIGNTO)));
-	struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	struct netlink_request request;
 	struct rtgenmsg *gen;
+	struct nlmsghdr *nlh =
+		netlink_request_start(&request, (uint16_t)type, NLM_F_ACK, sizeof(*gen), &gen);
 
-	nlh->nlmsg_type = (__u16)type;
-	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
-	nlh->nlmsg_seq = 1;
-	gen = mnl_nlmsg_put_extra_header(nlh, sizeof(*gen));
 	gen->rtgen_family = AF_UNSPEC;
 	mnl_attr_put_u32(nlh, NETNSA_FD, (uint32_t)netns_fd);
 	if (assign)
 		mnl_attr_put_u32(nlh, NETNSA_NSID, (uint32_t)NETNSA_NSID_NOT_ASSIGNED);
-	return talk(nlh, fn, arg);
+	return netlink_talk(NETLINK_ROUTE, nlh, fn, arg);
 }
 
 int netlink_namespace_id(int netns_fd, int *ret_id, struct error *err)
@@ -286,6 +241,23 @@ int netlink_namespace_id(int netns_fd, int *ret_id, struct error *err)
 	if (id < 0)
 		return error_set(err, ENOENT, "the pod's namespace has no id");
 	*ret_id = id;
+	return 0;
+}
+
+int netlink_namespace_lives(int id, bool *ret, struct error *err)
+{
+	struct netlink_request request;
+	struct rtgenmsg *gen;
+	struct nlmsghdr *nlh =
+		netlink_request_start(&request, RTM_GETNSID, NLM_F_ACK, sizeof(*gen), &gen);
+	int r;
+
+	gen->rtgen_family = AF_UNSPEC;
+	mnl_attr_put_u32(nlh, NETNSA_NSID, (uint32_t)id);
+	r = netlink_talk(NETLINK_ROUTE, nlh, NULL, NULL);
+	if (r && r != -ENOENT)
+		return error_set(err, -r, "ask for the namespace with id %d", id);
+	*ret = !r;
 	return 0;
 }
 
@@ -329,13 +301,13 @@ static void report_changes(const struct nlmsghdr *nlh, int bytes, int namespace_
 
 int netlink_monitor_read(int fd, netlink_change_fn fn, void *arg, struct error *err)
 {
-	scoped_free char *buf = malloc(RECEIVE_BUFFER_BYTES);
+	scoped_free char *buf = malloc(MONITOR_BUFFER_BYTES);
 
 	if (!buf)
 		return error_set(err, ENOMEM, "read the address monitor");
 	for (;;) {
 		char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
-		struct iovec iov = {.iov_base = buf, .iov_len = RECEIVE_BUFFER_BYTES};
+		struct iovec iov = {.iov_base = buf, .iov_len = MONITOR_BUFFER_BYTES};
 		struct msghdr msg = {
 			.msg_iov = &iov,
 			.msg_iovlen = 1,

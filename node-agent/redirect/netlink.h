@@ -35,6 +35,9 @@ int netlink_has_listener(int netns_fd, uint16_t port, bool *ret, struct error *e
 /* The id by which our namespace knows that one; given one when it has none. */
 int netlink_namespace_id(int netns_fd, int *ret_id, struct error *err);
 
+/* Is there still a namespace that ours knows by this id? RTM_GETNSID with NETNSA_NSID, 4.20. */
+int netlink_namespace_lives(int id, bool *ret, struct error *err);
+
 /* The monitor's socket, non-blocking. */
 int netlink_monitor_open(int *ret_fd, struct error *err);
 

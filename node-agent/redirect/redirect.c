@@ -1,40 +1,247 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "redirect.h"
 
-#include "error.h"
-#include "redirect_engine.h"
+/*
+ * The choice of an engine: once for the node, by trying, and for each pod, by what its plan needs.
+ * redirect_move.c takes a pod from one engine to another.
+ */
+#include "redirect_private.h"
+
+#include "cgroup.h"
+#include "event_loop.h"
+#include "netlink.h"
+#include "netns.h"
+#include "redirect_selftest.h"
+#include "scoped.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-struct redirect {
-	const struct redirect_engine_ops *ops;
-	void *state;
-	char reason[256];
+static const struct redirect_engine_ops *const engine_ops[REDIRECT_ENGINES] = {
+	[ENGINE_EBPF] = &redirect_ebpf_ops,
+	[ENGINE_NFTABLES] = &redirect_nftables_ops,
+	[ENGINE_IPTABLES] = &redirect_iptables_ops,
 };
 
-static const struct redirect_engine_ops *const engines[] = {&redirect_ebpf_ops};
+#define for_each_engine(id) for (enum engine_id id = 0; (id) < ENGINE_NONE; (id)++)
+
+/* ---- pods that are known -------------------------------------------------------------------- */
+
+struct known_pod *redirect_known(const struct redirect *r, uint64_t cookie)
+{
+	struct known_pod *known = r->pods[cookie % KNOWN_BUCKETS];
+
+	while (known && known->cookie != cookie)
+		known = known->next;
+	return known;
+}
+
+static struct known_pod *known_new(struct redirect *r, uint64_t cookie, int netns_fd)
+{
+	struct known_pod *known = calloc(1, sizeof(*known));
+	struct error ignored = {0};
+
+	if (!known)
+		return NULL;
+	known->cookie = cookie;
+	known->engine = ENGINE_NONE;
+	if (netns_fd < 0 || netlink_namespace_id(netns_fd, &known->namespace_id, &ignored))
+		known->namespace_id = -1;
+	known->next = r->pods[cookie % KNOWN_BUCKETS];
+	r->pods[cookie % KNOWN_BUCKETS] = known;
+	return known;
+}
+
+static void forget(struct redirect *r, uint64_t cookie)
+{
+	struct known_pod **link = &r->pods[cookie % KNOWN_BUCKETS], *known;
+
+	while (*link && (*link)->cookie != cookie)
+		link = &(*link)->next;
+	known = *link;
+	if (!known)
+		return;
+	*link = known->next;
+	free(known);
+}
+
+static size_t count_pods(const struct redirect *r, enum engine_id id, bool draining)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < KNOWN_BUCKETS; i++)
+		for (const struct known_pod *known = r->pods[i]; known; known = known->next)
+			n += known->engine == id || (draining && (known->draining & (1u << id)));
+	return n;
+}
+
+/* ---- engines -------------------------------------------------------------------------------- */
+
+static int open_engine(struct redirect *r, enum engine_id id, struct error *err)
+{
+	struct engine *engine = &r->engines[id];
+	int result;
+
+	if (engine->state)
+		return 0;
+	if (engine->failed) {
+		*err = engine->why;
+		return -err->code;
+	}
+	result = engine->ops->open(r->cfg, r->loop, &engine->state, err);
+	if (result) {
+		engine->state = NULL;
+		engine->failed = true;
+		engine->why = *err;
+	}
+	return result;
+}
+
+static void leave_node(struct redirect *r, enum engine_id id)
+{
+	struct engine *engine = &r->engines[id];
+	struct error ignored = {0};
+
+	engine->ops->close(engine->state);
+	engine->state = NULL;
+	if (engine->ops->is_installed)
+		engine->ops->uninstall(r->cfg, NULL, 0, &ignored);
+}
+
+/* Does it redirect, and not only load? One that has pods already has shown that it does. */
+static int test_engine(struct redirect *r, enum engine_id id, struct error *err)
+{
+	struct engine *engine = &r->engines[id];
+	char cgroup[PATH_MAX] = "";
+	struct selftest_result test = {0};
+	struct error ignored = {0};
+
+	if (id == ENGINE_EBPF &&
+	    cgroup_attach_dir(r->cfg->cgroup_root, cgroup, sizeof(cgroup), err))
+		return -err->code;
+	/* Where there can be no scratch namespaces nothing is known, and pods will tell. */
+	if (redirect_selftest(engine->ops, engine->state, *cgroup ? cgroup : NULL, &test,
+			      &ignored) ||
+	    test.passed)
+		return 0;
+	leave_node(r, id);
+	engine->failed = true;
+	error_set(&engine->why, EOPNOTSUPP, "its self-test failed: %s", test.detail);
+	*err = engine->why;
+	return -err->code;
+}
+
+static bool is_installed(const struct redirect *r, enum engine_id id, uint64_t cookie)
+{
+	const struct redirect_engine_ops *ops = r->engines[id].ops;
+
+	return ops->is_installed && ops->is_installed(r->cfg, cookie);
+}
+
+static int try_engine(struct redirect *r, enum engine_id id, struct error *err)
+{
+	bool had_pods = is_installed(r, id, 0);
+	const struct redirect_engine_ops *ops = r->engines[id].ops;
+	struct error ignored = {0};
+	int result = open_engine(r, id, err);
+
+	if (!had_pods && !result)
+		result = test_engine(r, id, err);
+	else if (!had_pods && result != -EBUSY && ops->is_installed)
+		ops->uninstall(r->cfg, NULL, 0, &ignored); /* directories, a mount */
+	return result;
+}
+
+static void add_reason(struct redirect *r, const char *name, const struct error *why)
+{
+	char text[sizeof(why->text) + 64];
+	size_t used = strlen(r->reason);
+
+	if (used + 3 < sizeof(r->reason) && used) {
+		strcpy(r->reason + used, "; ");
+		used += 2;
+	}
+	snprintf(r->reason + used, sizeof(r->reason) - used, "%s%s%s", name, why ? ": " : "",
+		 why ? error_format(why, text, sizeof(text)) : " works here");
+}
+
+static int choose_for_node(struct redirect *r, struct error *err)
+{
+	struct error why = {0};
+
+	for_each_engine(id)
+	{
+		int result = try_engine(r, id, &why);
+
+		/* Another agent's: two of them on one node's pods would undo each other. */
+		if (result == -EBUSY || result == -ENOMEM) {
+			*err = why;
+			return error_wrap(err, "engine %s", r->engines[id].ops->name);
+		}
+		add_reason(r, r->engines[id].ops->name, result ? &why : NULL);
+		if (result)
+			continue;
+		r->preferred = id;
+		return 0;
+	}
+	return error_set(err, EOPNOTSUPP, "no engine can redirect on this node: %s", r->reason);
+}
+
+static int use_forced(struct redirect *r, enum engine_id id, struct error *err)
+{
+	int result = try_engine(r, id, err);
+
+	if (result)
+		return error_wrap(err, "engine %s", r->engines[id].ops->name);
+	r->preferred = id;
+	r->forced = true;
+	snprintf(r->reason, sizeof(r->reason), "asked for by --mode");
+	return 0;
+}
+
+/* Its pods move to the preferred engine, one by one; that it cannot be opened is said for each. */
+static int open_left_engine(struct redirect *r, struct error *err)
+{
+	struct error why = {0};
+	int result;
+
+	if (r->preferred == ENGINE_EBPF)
+		return 0;
+	result = is_installed(r, ENGINE_EBPF, 0)
+			 ? open_engine(r, ENGINE_EBPF, &why)
+			 : r->engines[ENGINE_EBPF].ops->uninstall(r->cfg, NULL, 0, &why);
+	if (result == -EBUSY) {
+		*err = why;
+		return error_wrap(err, "engine %s", r->engines[ENGINE_EBPF].ops->name);
+	}
+	return result ? 0 : redirect_drain_watch(r, err);
+}
 
 int redirect_open(const struct redirect_config *cfg, struct event_loop *loop, struct redirect **ret,
 		  struct error *err)
 {
-	struct redirect *r;
+	static const enum engine_id forced[] = {[REDIRECT_EBPF] = ENGINE_EBPF,
+						[REDIRECT_NFTABLES] = ENGINE_NFTABLES,
+						[REDIRECT_IPTABLES] = ENGINE_IPTABLES};
+	struct redirect *r = calloc(1, sizeof(*r));
 	int result;
 
-	if (cfg->mode != REDIRECT_AUTO && cfg->mode != REDIRECT_EBPF)
-		return error_set(err, ENOTSUP, "only the eBPF engine is built so far");
-	r = calloc(1, sizeof(*r));
 	if (!r)
 		return error_set(err, ENOMEM, "open the redirect engine");
-	r->ops = &redirect_ebpf_ops;
-	snprintf(r->reason, sizeof(r->reason), "%s",
-		 cfg->mode == REDIRECT_AUTO ? "the kernel can do everything that it needs"
-					    : "asked for by --mode");
-	result = r->ops->open(cfg, loop, &r->state, err);
+	r->cfg = cfg;
+	r->loop = loop;
+	for_each_engine(id) r->engines[id].ops = engine_ops[id];
+	if (cfg->mode == REDIRECT_AUTO)
+		result = choose_for_node(r, err);
+	else
+		result = use_forced(r, forced[cfg->mode], err);
+	if (!result)
+		result = open_left_engine(r, err);
 	if (result) {
-		free(r);
-		return error_wrap(err, "engine %s", redirect_ebpf_ops.name);
+		redirect_close(r);
+		return result;
 	}
 	*ret = r;
 	return 0;
@@ -44,13 +251,28 @@ void redirect_close(struct redirect *r)
 {
 	if (!r)
 		return;
-	r->ops->close(r->state);
+	event_loop_remove(r->drain_source);
+	for_each_engine(id) if (r->engines[id].state) r->engines[id].ops->close(
+		r->engines[id].state);
+	for (size_t i = 0; i < KNOWN_BUCKETS; i++)
+		while (r->pods[i])
+			forget(r, r->pods[i]->cookie);
 	free(r);
+}
+
+bool redirect_close_unused(struct redirect *r)
+{
+	if (r->preferred == ENGINE_EBPF || !r->engines[ENGINE_EBPF].state)
+		return true;
+	if (count_pods(r, ENGINE_EBPF, true))
+		return false;
+	leave_node(r, ENGINE_EBPF);
+	return true;
 }
 
 const char *redirect_engine(const struct redirect *r)
 {
-	return r->ops->name;
+	return r->engines[r->preferred].ops->name;
 }
 
 const char *redirect_reason(const struct redirect *r)
@@ -58,62 +280,423 @@ const char *redirect_reason(const struct redirect *r)
 	return r->reason;
 }
 
-int redirect_apply(struct redirect *r, const struct redirect_pod *pod, struct error *err)
+const char *redirect_pod_engine(const struct redirect *r, uint64_t cookie)
 {
-	return r->ops->apply(r->state, pod, err);
+	const struct known_pod *known = redirect_known(r, cookie);
+
+	return known && known->engine != ENGINE_NONE ? r->engines[known->engine].ops->name : "none";
 }
 
+const char *redirect_pod_engine_reason(const struct redirect *r, uint64_t cookie)
+{
+	const struct known_pod *known = redirect_known(r, cookie);
+
+	return known ? known->reason : NULL;
+}
+
+size_t redirect_pod_draining(const struct redirect *r, uint64_t cookie,
+			     const char *ret_names[static REDIRECT_ENGINES])
+{
+	const struct known_pod *known = redirect_known(r, cookie);
+	size_t n = 0;
+
+	for_each_engine(id) if (known && (known->draining & (1u << id))) ret_names[n++] =
+		r->engines[id].ops->name;
+	return n;
+}
+
+/* ---- which engine for a pod ----------------------------------------------------------------- */
+
+static int choose_for_pod(struct redirect *r, const struct redirect_plan *plan, enum engine_id *ret,
+			  const char **ret_reason, struct error *err)
+{
+	const char *why = r->engines[r->preferred].ops->cannot(plan);
+
+	*ret = r->preferred;
+	*ret_reason = why;
+	if (!why)
+		return 0;
+	if (r->forced)
+		return error_set(err, ENOTSUP, "--mode %s: %s", redirect_engine(r), why);
+	for_each_engine(id)
+	{
+		struct error ignored = {0};
+
+		if (id == r->preferred || r->engines[id].ops->cannot(plan) ||
+		    open_engine(r, id, &ignored))
+			continue;
+		*ret = id;
+		return 0;
+	}
+	return error_set(err, ENOTSUP, "%s, and this node has no other engine", why);
+}
+
+/* What an earlier agent left there; also sets what still drains. */
+static int find_engine(struct redirect *r, struct known_pod *known, int netns_fd, struct error *err)
+{
+	for_each_engine(id)
+	{
+		struct engine *engine = &r->engines[id];
+		enum redirect_presence found = REDIRECT_ABSENT;
+		int result = 0;
+
+		if (id == ENGINE_EBPF && !engine->state) {
+			if (!is_installed(r, id, known->cookie))
+				continue;
+			*err = engine->why;
+			return error_wrap(err,
+					  "eBPF programs that this agent cannot change have it");
+		}
+		if (engine->ops->presence(engine->state, known->cookie, netns_fd, &found, err))
+			return -err->code;
+		if (found == REDIRECT_ABSENT)
+			continue;
+		result = open_engine(r, id, err);
+		if (!result && found == REDIRECT_PARTIAL)
+			result = engine->ops->remove(engine->state, known->cookie, netns_fd, err);
+		if (result)
+			return error_wrap(err, "%s, which redirects the pod", engine->ops->name);
+		if (found == REDIRECT_DRAINING)
+			redirect_drain_resume(r, known, id);
+		else if (found == REDIRECT_ACTIVE && known->engine != ENGINE_NONE)
+			/* A move was cut short: the later engine is the one that it went to. */
+			redirect_drain_resume(r, known, id);
+		else if (found == REDIRECT_ACTIVE)
+			known->engine = id;
+	}
+	return 0;
+}
+
+static int find_known(struct redirect *r, const struct redirect_pod *pod, struct known_pod **ret,
+		      struct error *err)
+{
+	struct known_pod *known = redirect_known(r, pod->cookie);
+	int result = 0;
+
+	if (!known) {
+		known = known_new(r, pod->cookie, pod->netns_fd);
+		if (!known)
+			return error_set(err, ENOMEM, "remember the pod");
+		result = find_engine(r, known, pod->netns_fd, err);
+		if (result)
+			forget(r, pod->cookie);
+	}
+	if (!result)
+		*ret = known;
+	return result;
+}
+
+static struct redirect_pod as_known(const struct known_pod *known, const struct redirect_pod *pod)
+{
+	struct redirect_pod now = *pod;
+
+	now.beside_ebpf = known->beside_ebpf;
+	return now;
+}
+
+int redirect_apply(struct redirect *r, const struct redirect_pod *pod, struct error *err)
+{
+	struct known_pod *known = NULL;
+	struct redirect_pod now;
+	const char *reason;
+	enum engine_id to;
+	bool was_known = redirect_known(r, pod->cookie);
+	int result = choose_for_pod(r, pod->plan, &to, &reason, err);
+
+	if (!result)
+		result = find_known(r, pod, &known, err);
+	if (result)
+		return result;
+	now = as_known(known, pod);
+	if (known->engine != ENGINE_NONE && known->engine != to) {
+		result = redirect_move(r, known, pod, to, err);
+	} else {
+		result = r->engines[to].ops->apply(r->engines[to].state, &now, err);
+		if (!result) {
+			known->engine = to;
+			known->draining &= ~(1u << to);
+		}
+	}
+	if (result) {
+		if (!was_known && known->engine == ENGINE_NONE && !known->draining)
+			forget(r, pod->cookie);
+		return result;
+	}
+	r->fallbacks += reason && !known->reason;
+	known->reason = reason;
+	return 0;
+}
+
+/* Each engine that may have something; one that fails does not keep the others from ending. */
 int redirect_remove(struct redirect *r, uint64_t cookie, int netns_fd, struct error *err)
 {
-	return r->ops->remove(r->state, cookie, netns_fd, err);
+	const struct known_pod *known = redirect_known(r, cookie);
+	struct error first = {0};
+
+	for_each_engine(id)
+	{
+		struct engine *engine = &r->engines[id];
+		struct error why = {0};
+		bool maybe = !known || known->engine == id || (known->draining & (1u << id));
+
+		if (!engine->state || !maybe)
+			continue;
+		if (engine->ops->remove(engine->state, cookie, netns_fd, &why) && !first.code)
+			first = why;
+	}
+	if (first.code) {
+		*err = first;
+		return -err->code;
+	}
+	forget(r, cookie);
+	return 0;
 }
 
 int redirect_verify(struct redirect *r, const struct redirect_pod *pod, struct error *err)
 {
-	return r->ops->verify(r->state, pod, err);
+	const struct known_pod *known = redirect_known(r, pod->cookie);
+	struct redirect_pod now;
+
+	if (!known || known->engine == ENGINE_NONE)
+		return error_set(err, ENODEV, "no engine has the pod");
+	now = as_known(known, pod);
+	return r->engines[known->engine].ops->verify(r->engines[known->engine].state, &now, err);
+}
+
+int redirect_heal(struct redirect *r, const struct redirect_pod *pod, enum redirect_healing *ret,
+		  struct error *ret_why, struct error *err)
+{
+	const struct known_pod *known = redirect_known(r, pod->cookie);
+	enum redirect_healing found = REDIRECT_HEALED;
+	const char *reason;
+	enum engine_id to;
+	int result = choose_for_pod(r, pod->plan, &to, &reason, err);
+
+	if (result)
+		return result;
+	if (known && known->engine != ENGINE_NONE && known->engine != to) {
+		found = REDIRECT_MOVED;
+		error_set(ret_why, ENODEV, "%s redirects it, and %s is to",
+			  r->engines[known->engine].ops->name, r->engines[to].ops->name);
+	} else {
+		result = redirect_verify(r, pod, ret_why);
+		if (!result) {
+			*ret = REDIRECT_AS_PLANNED;
+			return 0;
+		}
+		if (result != -ENODEV) {
+			*err = *ret_why;
+			return result;
+		}
+	}
+	result = redirect_apply(r, pod, err);
+	if (result)
+		return result;
+	r->healed += found == REDIRECT_HEALED;
+	*ret = found;
+	return 0;
+}
+
+/* ---- restart -------------------------------------------------------------------------------- */
+
+struct scan {
+	struct redirect *redirect;
+	uint64_t *cookies;
+	size_t n, max;
+};
+
+static int add_cookie(struct scan *scan, uint64_t cookie, struct error *err)
+{
+	for (size_t i = 0; i < scan->n; i++)
+		if (scan->cookies[i] == cookie)
+			return 0;
+	if (scan->n == scan->max) {
+		size_t max = scan->max ? scan->max * 2 : 64;
+		uint64_t *grown = reallocarray(scan->cookies, max, sizeof(*grown));
+
+		if (!grown)
+			return error_set(err, ENOMEM, "list the pods in the kernel");
+		scan->cookies = grown;
+		scan->max = max;
+	}
+	scan->cookies[scan->n++] = cookie;
+	return 0;
+}
+
+/* Of other agents' pods, and of namespaces that cannot be looked into, nothing is ours. */
+static int scan_namespace(int netns_fd, void *arg, struct error *err)
+{
+	struct scan *scan = arg;
+	struct redirect *r = scan->redirect;
+	struct known_pod *known;
+	struct error ignored = {0};
+	struct netns_id id;
+	bool ours = false;
+
+	for_each_engine(engine) ours |= r->engines[engine].ops->is_ours &&
+					r->engines[engine].ops->is_ours(r->cfg, netns_fd);
+	if (!ours || netns_identify(netns_fd, &id, &ignored) || redirect_known(r, id.cookie))
+		return 0;
+	known = known_new(r, id.cookie, netns_fd);
+	if (!known)
+		return error_set(err, ENOMEM, "remember a pod");
+	if (find_engine(r, known, netns_fd, &ignored) ||
+	    (known->engine == ENGINE_NONE && !known->draining)) {
+		forget(r, id.cookie);
+		return 0;
+	}
+	return add_cookie(scan, id.cookie, err);
+}
+
+static int recover_ebpf(struct redirect *r, struct scan *scan, struct error *err)
+{
+	struct engine *engine = &r->engines[ENGINE_EBPF];
+	scoped_free uint64_t *cookies = NULL;
+	size_t n = 0;
+	int result = engine->ops->recovered(engine->state, &cookies, &n, err);
+
+	for (size_t i = 0; !result && i < n; i++)
+		result = add_cookie(scan, cookies[i], err);
+	return result;
 }
 
 int redirect_recovered(struct redirect *r, uint64_t **ret_cookies, size_t *ret_n, struct error *err)
 {
-	return r->ops->recovered(r->state, ret_cookies, ret_n, err);
+	struct scan scan = {.redirect = r};
+	int result = 0;
+
+	if (r->engines[ENGINE_EBPF].state)
+		result = recover_ebpf(r, &scan, err);
+	if (!result)
+		result = netns_each(scan_namespace, &scan, err);
+	if (result) {
+		free(scan.cookies);
+		return result;
+	}
+	*ret_cookies = scan.cookies;
+	*ret_n = scan.n;
+	return 0;
 }
 
 int redirect_adopt(struct redirect *r, const struct redirect_pod *pod, struct error *err)
 {
-	return r->ops->adopt(r->state, pod, err);
+	struct known_pod *known = NULL;
+	const struct engine *engine;
+	enum engine_id to;
+	int result = find_known(r, pod, &known, err);
+
+	if (result)
+		return result;
+	if (known->engine == ENGINE_NONE)
+		return error_set(err, ENODEV, "no engine has the pod");
+	/* Only for people: an engine that the pod cannot have any more is said when it moves. */
+	if (choose_for_pod(r, pod->plan, &to, &known->reason, err))
+		known->reason = NULL;
+	engine = &r->engines[known->engine];
+	return engine->ops->adopt ? engine->ops->adopt(engine->state, pod, err) : 0;
 }
 
 bool redirect_netns_gone(struct redirect *r, uint64_t cookie)
 {
-	return r->ops->netns_gone(r->state, cookie);
+	const struct known_pod *known = redirect_known(r, cookie);
+	const struct engine *ebpf = &r->engines[ENGINE_EBPF];
+	struct error ignored = {0};
+	bool lives = false;
+
+	if (is_installed(r, ENGINE_EBPF, cookie))
+		return ebpf->state && ebpf->ops->netns_gone(ebpf->state, cookie);
+	if (!known || known->namespace_id < 0)
+		return true;
+	return !netlink_namespace_lives(known->namespace_id, &lives, &ignored) && !lives;
+}
+
+/* ---- questions ------------------------------------------------------------------------------ */
+
+static int open_netns(const struct redirect *r, uint64_t cookie)
+{
+	struct error ignored = {0};
+	int fd = -1;
+
+	if (!r->cfg->open_netns || r->cfg->open_netns(r->cfg->pods_arg, cookie, &fd, &ignored))
+		return -1;
+	return fd;
+}
+
+static bool lists_address(int netns_fd, const struct ip_address *a)
+{
+	scoped_free struct ip_address *list = NULL;
+	struct error ignored = {0};
+	size_t n = 0;
+
+	if (netlink_list_addresses(netns_fd, &list, &n, &ignored))
+		return false;
+	for (size_t i = 0; i < n; i++)
+		if (ip_address_equal(&list[i], a))
+			return true;
+	return false;
 }
 
 bool redirect_address_is_local(struct redirect *r, uint64_t cookie, const struct ip_address *a)
 {
-	return r->ops->address_is_local(r->state, cookie, a);
+	const struct known_pod *known = redirect_known(r, cookie);
+	scoped_fd int fd = -1;
+
+	if (!known || known->engine == ENGINE_NONE)
+		return false;
+	if (r->engines[known->engine].ops->address_is_local)
+		return r->engines[known->engine].ops->address_is_local(
+			r->engines[known->engine].state, cookie, a);
+	fd = open_netns(r, cookie);
+	return fd >= 0 && lists_address(fd, a);
 }
 
 json_t *redirect_pod_counters(struct redirect *r, uint64_t cookie)
 {
-	return r->ops->pod_counters(r->state, cookie, -1);
+	const struct known_pod *known = redirect_known(r, cookie);
+	scoped_fd int fd = -1;
+
+	if (!known || known->engine == ENGINE_NONE)
+		return NULL;
+	fd = open_netns(r, cookie);
+	return r->engines[known->engine].ops->pod_counters(r->engines[known->engine].state, cookie,
+							   fd);
 }
 
 json_t *redirect_node_counters(struct redirect *r)
 {
-	return r->ops->node_counters(r->state);
+	const struct engine *ebpf = &r->engines[ENGINE_EBPF];
+	json_t *counters = ebpf->state ? ebpf->ops->node_counters(ebpf->state) : json_object();
+	json_t *pods = json_object();
+
+	if (!counters || !pods) {
+		json_decref(counters);
+		json_decref(pods);
+		return NULL;
+	}
+	for_each_engine(id) json_object_set_new(pods, r->engines[id].ops->name,
+						json_integer((json_int_t)count_pods(r, id, false)));
+	json_object_set_new(counters, "engines", pods);
+	json_object_set_new(counters, "healed", json_integer((json_int_t)r->healed));
+	json_object_set_new(counters, "moves", json_integer((json_int_t)r->moves));
+	json_object_set_new(counters, "fallbacks", json_integer((json_int_t)r->fallbacks));
+	return counters;
 }
 
 /* Every engine looks for what it may have left, whichever ran last. */
 int redirect_uninstall(const struct redirect_config *cfg, const struct redirect_pod *pods,
 		       size_t n_pods, struct error *err)
 {
-	int result = 0;
+	struct error first = {0};
 
-	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++) {
-		int r = engines[i]->uninstall(cfg, pods, n_pods, err);
+	for_each_engine(id)
+	{
+		struct error why = {0};
 
-		if (r && !result)
-			result = error_wrap(err, "engine %s", engines[i]->name);
+		if (engine_ops[id]->uninstall(cfg, pods, n_pods, &why) && !first.code) {
+			first = why;
+			error_wrap(&first, "engine %s", engine_ops[id]->name);
+		}
 	}
-	return result;
+	*err = first;
+	return -first.code;
 }

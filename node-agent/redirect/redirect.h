@@ -22,6 +22,20 @@ struct redirect;
 
 enum redirect_mode { REDIRECT_AUTO, REDIRECT_EBPF, REDIRECT_NFTABLES, REDIRECT_IPTABLES };
 
+/* What an engine needs of one pod; borrowed for the call. */
+struct redirect_pod {
+	uint64_t cookie;
+	int netns_fd;
+	/* The same plan twice: with ids as our user namespace and as the pod's own numbers them. */
+	const struct redirect_plan *plan, *pod_plan;
+	bool beside_ebpf;	  /* the eBPF engine has the pod as well, while it moves */
+	bool passthrough_is_ours; /* ::6 on lo is there because an engine of ours added it */
+	const struct ip_address *addresses; /* from prevResult, the first of a family is primary */
+	size_t n_addresses;
+};
+
+typedef int (*redirect_visit_fn)(const struct redirect_pod *pod, void *arg, struct error *err);
+
 struct redirect_config {
 	enum redirect_mode mode;
 	const char *bpffs_dir;	 /* pins live here; created; bpffs is mounted on it when it must */
@@ -31,6 +45,7 @@ struct redirect_config {
 	uint32_t max_handovers_per_pod; /* the same, one pod */
 	uint32_t max_rule_entries;	/* ports and prefixes in all lists of all pods */
 
+	uint32_t instance;    /* marks what this agent makes in namespaces; of its run directory */
 	const char *iptables; /* "auto", "legacy" or "nft": which iptables-restore is run */
 
 	/*
@@ -38,39 +53,53 @@ struct redirect_config {
 	 * no descriptor, which would hold a dead pod's namespace alive. *ret_fd is the engine's.
 	 */
 	int (*open_netns)(void *arg, uint64_t cookie, int *ret_fd, struct error *err);
-	void *open_netns_arg;
-};
-
-/* What an engine needs of one pod; borrowed for the call. */
-struct redirect_pod {
-	uint64_t cookie;
-	int netns_fd;
-	/* The same plan twice: with ids as our user namespace and as the pod's own numbers them. */
-	const struct redirect_plan *plan, *pod_plan;
-	bool beside_ebpf; /* the eBPF engine has the pod as well, while it moves */
-	const struct ip_address *addresses; /* from prevResult, the first of a family is primary */
-	size_t n_addresses;
+	/* Calls fn with a pod as it is to be applied, its namespace open. -ENOENT: it cannot. */
+	int (*visit_pod)(void *arg, uint64_t cookie, redirect_visit_fn fn, void *fn_arg,
+			 struct error *err);
+	void *pods_arg; /* of both */
 };
 
 int redirect_open(const struct redirect_config *cfg, struct event_loop *loop, struct redirect **ret,
 		  struct error *err);
 void redirect_close(struct redirect *r); /* NULL is fine; pods stay redirected */
 
-const char *redirect_engine(const struct redirect *r); /* "ebpf", ... */
+const char *redirect_engine(const struct redirect *r); /* preferred on this node: "ebpf", ... */
 const char *redirect_reason(const struct redirect *r); /* why this engine, in words */
 
+/* "none" when the pod is not known; the reason is NULL when it has the preferred engine. */
+const char *redirect_pod_engine(const struct redirect *r, uint64_t cookie);
+const char *redirect_pod_engine_reason(const struct redirect *r, uint64_t cookie);
+
+/* The engines that still keep something for connections captured before the pod moved. */
+enum { REDIRECT_ENGINES = 3 };
+size_t redirect_pod_draining(const struct redirect *r, uint64_t cookie,
+			     const char *ret_names[static REDIRECT_ENGINES]);
+
 /*
- * apply: idempotent, all or nothing; returns with the pod redirected. -ENOSPC when a limit is
- * reached (err says which). remove: already gone is success; netns_fd may be -1 when the namespace
- * is gone. verify: -ENODEV with err naming the first difference between kernel and plan.
+ * apply: idempotent, all or nothing; returns with the pod redirected, by the engine that this node
+ * prefers, or where that one cannot do the plan by one that can. A pod that another engine has
+ * moves: at no moment is it covered by none, and no connection that it had is broken. -ENOSPC when
+ * a limit is reached, -ENOTSUP when no engine can do the plan (err says which, and why).
+ * remove: already gone is success; netns_fd may be -1 when the namespace is gone.
+ * verify: -ENODEV with err naming the first difference between kernel and plan.
  */
 int redirect_apply(struct redirect *r, const struct redirect_pod *pod, struct error *err);
 int redirect_remove(struct redirect *r, uint64_t cookie, int netns_fd, struct error *err);
 int redirect_verify(struct redirect *r, const struct redirect_pod *pod, struct error *err);
 
 /*
- * After a restart: the pods that the kernel still redirects. *ret_cookies is the caller's to free.
- * adopt: the pod is known again (watches are set up); nothing in the kernel changes.
+ * Compares and, when there is a difference or the pod has another engine than it should, applies
+ * and counts. *ret_why says what was found; REDIRECT_AS_PLANNED otherwise.
+ */
+enum redirect_healing { REDIRECT_AS_PLANNED, REDIRECT_HEALED, REDIRECT_MOVED };
+int redirect_heal(struct redirect *r, const struct redirect_pod *pod, enum redirect_healing *ret,
+		  struct error *ret_why, struct error *err);
+
+/*
+ * After a restart: the pods that the kernel still redirects, as far as that can be known without
+ * their namespaces or found by looking into every namespace. *ret_cookies is the caller's to free.
+ * adopt: the pod is known again (watches are set up); nothing in the kernel changes. -ENODEV: no
+ * engine has it.
  */
 int redirect_recovered(struct redirect *r, uint64_t **ret_cookies, size_t *ret_n,
 		       struct error *err);
@@ -82,7 +111,8 @@ bool redirect_address_is_local(struct redirect *r, uint64_t cookie, const struct
 
 /*
  * {"verdicts":{"<rule name>":N,...},"events":{"<event>":N,...}} for one pod, and
- * {"events":{...},"handovers":N,"limits":{...}} for the node. New references, NULL without memory
+ * {"events":{...},"handovers":N,"limits":{...},"engines":{"<engine>":pods,...},"healed":N,"moves":N,
+ * "fallbacks":N} for the node (the first three only with eBPF). New references, NULL without memory
  * or when the pod is not there.
  */
 json_t *redirect_pod_counters(struct redirect *r, uint64_t cookie);

@@ -8,7 +8,9 @@
 
 #include "error.h"
 #include "event_loop.h"
+#include "locked_memory.h"
 #include "netlink.h"
+#include "netns.h"
 #include "scoped.h"
 
 #include "inbound.skel.h"
@@ -31,7 +33,7 @@ enum {
 
 /* ---- the inbound program -------------------------------------------------------------------- */
 
-static int share_maps(struct bpf_object *obj, struct bpf_object *with, struct error *err)
+int ebpf_share_maps(struct bpf_object *obj, struct bpf_object *with, struct error *err)
 {
 	struct bpf_map *map;
 
@@ -63,7 +65,7 @@ static int inbound_attach(struct ebpf *e, const struct redirect_pod *pod, struct
 	if (!skel)
 		return error_set(err, errno, "open the inbound program");
 	skel->rodata->pod_netns = pod->cookie;
-	r = share_maps(skel->obj, e->datapath->obj, err);
+	r = ebpf_share_maps(skel->obj, e->datapath->obj, err);
 	if (r)
 		return r;
 	r = inbound_bpf__load(skel);
@@ -142,13 +144,16 @@ static int switch_on(struct ebpf *e, const struct redirect_pod *pod, struct pod_
 	return live ? inbound_attach(e, pod, err) : activate(e, pod->cookie, cfg, err);
 }
 
-static int watch(struct ebpf_pod *known, const struct redirect_pod *pod, struct error *err)
+static int watch(struct ebpf *e, struct ebpf_pod *known, const struct redirect_pod *pod,
+		 struct error *err)
 {
+	int r = ebpf_netns_hold(e, known, pod->netns_fd, err);
+
+	if (r)
+		return r;
 	known->wants_passthrough = pod->plan->capture_ipv6;
 	return netlink_namespace_id(pod->netns_fd, &known->namespace_id, err);
 }
-
-static int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err);
 
 /*
  * What a failed apply has made, and nothing that was there before it. Returns false when the pod
@@ -201,7 +206,7 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 	r = live ? ebpf_attach_allowed(e, pod->cookie, err)
 		 : ebpf_attach_ensure(e, pod->cookie, err);
 	if (!r)
-		r = watch(known, pod, err);
+		r = watch(e, known, pod, err);
 	if (!r)
 		r = ebpf_policy_build(pod->plan, id, &policy, err);
 	if (!r)
@@ -210,6 +215,8 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 	if (!r) {
 		e->last_policy = id;
 		cfg.netns = pod->cookie;
+		if (pod->passthrough_is_ours)
+			cfg.flags |= POD_ADDED_PASSTHROUGH;
 		r = ebpf_sets_write(e, &policy, err);
 	}
 	if (!r)
@@ -235,7 +242,7 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 	return ebpf_listeners_scan(e, pod->cookie, pod->netns_fd, err);
 }
 
-static int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
+int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
 {
 	struct ebpf *e = state;
 	struct ebpf_pod *known = ebpf_pods_find(e, cookie);
@@ -319,7 +326,7 @@ static int ebpf_adopt(void *state, const struct redirect_pod *pod, struct error 
 		return error_set(err, ENOMEM, "remember the pod");
 	if (!ebpf_pods_config(e, pod->cookie, &cfg))
 		return error_set(err, ENODEV, "the kernel does not have the pod");
-	r = watch(known, pod, err);
+	r = watch(e, known, pod, err);
 	if (!r)
 		r = ebpf_policy_build(pod->plan, cfg.policy, &policy, err);
 	if (r)
@@ -331,20 +338,6 @@ static int ebpf_adopt(void *state, const struct redirect_pod *pod, struct error 
 		r = ebpf_listeners_scan(e, pod->cookie, pod->netns_fd, err);
 	/* Last, this agent's program in the place of the one before. */
 	return r ? r : inbound_attach(e, pod, err);
-}
-
-/* Only what the kernel says counts: a link that cannot be looked at proves nothing. */
-static bool ebpf_netns_gone(void *state, uint64_t cookie)
-{
-	struct ebpf *e = state;
-	struct pod_config cfg;
-	char path[PIN_PATH_MAX];
-	enum netns_state netns;
-
-	ebpf_pins_pod_path(&e->pins, cookie, path);
-	netns = ebpf_pins_netns_state(path);
-	return netns == NETNS_ENDED ||
-	       (netns == NETNS_UNKNOWN && !ebpf_pods_config(e, cookie, &cfg));
 }
 
 static bool ebpf_address_is_local(void *state, uint64_t cookie, const struct ip_address *a)
@@ -393,7 +386,18 @@ static int set_sizes(struct ebpf *e, struct error *err)
 			return error_set(err, errno, "size map %s", bpf_map__name(sizes[i].map));
 	d->rodata->max_handovers = cfg->max_handovers;
 	d->rodata->max_handovers_per_pod = cfg->max_handovers_per_pod;
+	d->rodata->netns_by_inode = e->netns_by_inode;
 	return 0;
+}
+
+static int load_error(int r, struct error *err)
+{
+	struct error memory = {0};
+
+	if (r != -EPERM || !locked_memory_check(&memory))
+		return error_set(err, -r, "load the data path programs");
+	*err = memory;
+	return -memory.code;
 }
 
 static int load(struct ebpf *e, struct ebpf_fresh_maps *ret_fresh, struct error *err)
@@ -403,8 +407,7 @@ static int load(struct ebpf *e, struct ebpf_fresh_maps *ret_fresh, struct error 
 	int r;
 
 	e->datapath = datapath_bpf__open();
-	e->scan = listener_scan_bpf__open();
-	if (!e->datapath || !e->scan)
+	if (!e->datapath)
 		return error_set(err, errno, "open the BPF objects");
 	r = set_sizes(e, err);
 	if (!r)
@@ -413,18 +416,12 @@ static int load(struct ebpf *e, struct ebpf_fresh_maps *ret_fresh, struct error 
 		return r;
 	r = datapath_bpf__load(e->datapath);
 	if (r)
-		return error_set(err, -r, "load the data path programs");
+		return load_error(r, err);
 	r = ebpf_pins_keep_maps(&e->pins, e->datapath->obj, ret_fresh, err);
 	if (!r)
-		r = share_maps(e->scan->obj, e->datapath->obj, err);
+		r = ebpf_listeners_open(e, err);
 	if (r)
 		return r;
-	r = listener_scan_bpf__load(e->scan);
-	if (r)
-		return error_set(err, -r, "load the listener iterator");
-	e->scan_link = bpf_program__attach_iter(e->scan->progs.sockmesh_listener_scan, NULL);
-	if (!e->scan_link)
-		return error_set(err, errno, "attach the listener iterator");
 	if (bpf_map_update_elem(bpf_map__fd(e->datapath->maps.gauges), &node, &node_gauge,
 				BPF_NOEXIST) &&
 	    errno != EEXIST)
@@ -515,6 +512,7 @@ static void ebpf_close(void *state)
 	ring_buffer__free(e->notices);
 	bpf_link__destroy(e->scan_link);
 	listener_scan_bpf__destroy(e->scan);
+	listener_lookup_bpf__destroy(e->lookup);
 	datapath_bpf__destroy(e->datapath);
 	scoped_close(&e->monitor_fd);
 	scoped_close(&e->cgroup_fd);
@@ -558,7 +556,9 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 	libbpf_set_print(print_libbpf);
 	r = ebpf_attach_open_cgroup(e, err);
 	if (!r)
-		r = ebpf_pins_open(cfg->bpffs_dir, &e->pins, err);
+		r = netns_numbered_by_inode(&e->netns_by_inode, err);
+	if (!r)
+		r = ebpf_pins_open(cfg->bpffs_dir, e->netns_by_inode, &e->pins, err);
 	if (!r)
 		r = ebpf_pins_lock(cfg->bpffs_dir, &e->lock_fd, err);
 	if (!r)
@@ -647,6 +647,9 @@ static int ebpf_uninstall(const struct redirect_config *cfg, const struct redire
 	if (r)
 		return r == -ENOENT ? 0 : r;
 	snprintf(pins.root, sizeof(pins.root), "%s", cfg->bpffs_dir);
+	r = netns_numbered_by_inode(&pins.by_inode, err);
+	if (r)
+		return r;
 	if (!ebpf_pins_map(&pins, "pods", &fd))
 		remove_passthrough(&pins, fd, pods, n_pods, &left);
 	close(take_fd(&lock)); /* what is open cannot be unmounted */
@@ -660,10 +663,15 @@ static int ebpf_uninstall(const struct redirect_config *cfg, const struct redire
 
 const struct redirect_engine_ops redirect_ebpf_ops = {
 	.name = "ebpf",
+	.is_installed = ebpf_is_installed,
+	.cannot = ebpf_cannot,
 	.open = ebpf_open,
 	.close = ebpf_close,
 	.apply = ebpf_apply,
 	.remove = ebpf_remove,
+	.retire = ebpf_retire,
+	.presence = ebpf_presence,
+	.owns_passthrough = ebpf_owns_passthrough,
 	.verify = ebpf_verify,
 	.recovered = ebpf_recovered,
 	.adopt = ebpf_adopt,

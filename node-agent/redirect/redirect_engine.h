@@ -19,6 +19,15 @@ enum redirect_presence {
 struct redirect_engine_ops {
 	const char *name;
 
+	/*
+	 * Has this engine something on the node for the pod (cookie 0: at all) that outlives an
+	 * agent? NULL: what it has is in the pods' namespaces. Looks, and makes nothing.
+	 */
+	bool (*is_installed)(const struct redirect_config *cfg, uint64_t cookie);
+
+	/* The same of a namespace: is what it has there this agent's (cfg->instance)? */
+	bool (*is_ours)(const struct redirect_config *cfg, int netns_fd);
+
 	/* NULL when it can do this plan, else why not, in words ("TPROXY needs ..."). Static. */
 	const char *(*cannot)(const struct redirect_plan *plan);
 
@@ -38,14 +47,21 @@ struct redirect_engine_ops {
 	/*
 	 * The pod goes on under another engine: captures nothing new from now on, and breaks no
 	 * connection that was. Idempotent; called again until *ret_done says that nothing is left
-	 * of this engine in the pod. pod->plan may be NULL (not known).
+	 * of this engine in the pod. pod->plan may be NULL (not known). ::6 on lo stays: it is the
+	 * next engine's.
 	 */
 	int (*retire)(void *state, const struct redirect_pod *pod, bool *ret_done,
 		      struct error *err);
 
-	/* netns_fd is valid. */
+	/*
+	 * netns_fd is valid; state is NULL when the engine is not open. Cheap, without running a
+	 * program where nothing is to be found: it is asked for every pod at every start.
+	 */
 	int (*presence)(void *state, uint64_t cookie, int netns_fd, enum redirect_presence *ret,
 			struct error *err);
+	/* Did it put ::6/128 on the pod's lo? Then whoever takes the pod over has to take it away.
+	 */
+	bool (*owns_passthrough)(void *state, uint64_t cookie, int netns_fd);
 	int (*verify)(void *state, const struct redirect_pod *pod, struct error *err);
 
 	/*
@@ -53,6 +69,7 @@ struct redirect_engine_ops {
 	 * namespaces. NULL: it cannot.
 	 */
 	int (*recovered)(void *state, uint64_t **ret_cookies, size_t *ret_n, struct error *err);
+	/* NULL: nothing to do. */
 	int (*adopt)(void *state, const struct redirect_pod *pod, struct error *err);
 
 	bool (*netns_gone)(void *state, uint64_t cookie); /* NULL: it cannot tell */

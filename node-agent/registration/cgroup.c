@@ -83,6 +83,8 @@ int cgroup_attach_dir(const char *root, char *ret, size_t size, struct error *er
 	/* The names that kubelet's two cgroup drivers give to the parent of all pods. */
 	static const char *const children[] = {"/kubepods.slice", "/kubepods", ""};
 
+	if (!root)
+		return error_set(err, ENOENT, "no cgroup2 file system is mounted");
 	if (!is_cgroup2_dir(root))
 		return error_set(err, EINVAL, "%s is not a cgroup2 directory", root);
 	for (size_t i = 0; i < sizeof(children) / sizeof(children[0]); i++) {

@@ -2,8 +2,11 @@
 #include "netns.h"
 
 #include "error.h"
+#include "mountinfo.h"
 #include "scoped.h"
 
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -98,6 +101,38 @@ int netns_run(int fd, netns_fn fn, void *arg, struct error *err)
 	return call.result;
 }
 
+struct new_netns {
+	int fd;
+	struct error *err;
+};
+
+static void *make_netns(void *arg)
+{
+	struct new_netns *new = arg;
+
+	if (unshare(CLONE_NEWNET) < 0)
+		error_set(new->err, errno, "make a network namespace");
+	else
+		netns_open("/proc/thread-self/ns/net", &new->fd, new->err);
+	return NULL;
+}
+
+int netns_new(int *ret_fd, struct error *err)
+{
+	struct new_netns new = {.fd = -1, .err = err};
+	pthread_t thread;
+	int code = pthread_create(&thread, NULL, make_netns, &new);
+
+	if (code)
+		return error_set(err, code, "start a thread to make a network namespace");
+	pthread_join(thread, NULL);
+	if (new.fd < 0)
+		return -err->code;
+	*ret_fd = new.fd;
+	return 0;
+}
+
+/* -ENOPROTOOPT: this kernel has none. */
 static int read_cookie(void *arg, struct error *err)
 {
 	uint64_t *cookie = arg;
@@ -122,10 +157,151 @@ int netns_identify(int fd, struct netns_id *ret, struct error *err)
 	id.dev = st.st_dev;
 	id.ino = st.st_ino;
 	r = netns_run(fd, read_cookie, &id.cookie, err);
-	if (!r)
-		*ret = id;
+	if (r && r != -ENOPROTOOPT)
+		return r;
+	if (r)
+		id.cookie = id.ino;
+	*ret = id;
+	return 0;
+}
+
+int netns_numbered_by_inode(bool *ret, struct error *err)
+{
+	struct error why = {0};
+	uint64_t cookie;
+	int r = read_cookie(&cookie, &why);
+
+	if (r && r != -ENOPROTOOPT) {
+		*err = why;
+		return r;
+	}
+	*ret = r != 0;
+	return 0;
+}
+
+/* ---- all of them ---------------------------------------------------------------------------- */
+
+enum { NAMESPACES_MAX = 65536 };
+
+struct walk {
+	struct file_id {
+		dev_t dev;
+		ino_t ino;
+	} * seen;
+	size_t n, size;
+	netns_visit_fn fn;
+	void *arg;
+};
+
+static bool was_seen(const struct walk *walk, const struct stat *st)
+{
+	for (size_t i = 0; i < walk->n; i++)
+		if (walk->seen[i].ino == st->st_ino && walk->seen[i].dev == st->st_dev)
+			return true;
+	return false;
+}
+
+static int remember(struct walk *walk, const struct stat *st, struct error *err)
+{
+	if (walk->n == NAMESPACES_MAX)
+		return error_set(err, E2BIG, "more than %d network namespaces", NAMESPACES_MAX);
+	if (walk->n == walk->size) {
+		size_t size = walk->size ? 2 * walk->size : 64;
+		struct file_id *grown = reallocarray(walk->seen, size, sizeof(*grown));
+
+		if (!grown)
+			return error_set(err, ENOMEM, "remember network namespaces");
+		walk->seen = grown;
+		walk->size = size;
+	}
+	walk->seen[walk->n++] = (struct file_id){.dev = st->st_dev, .ino = st->st_ino};
+	return 0;
+}
+
+static int remember_file(struct walk *walk, const char *path, struct error *err)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		return error_set(err, errno, "stat %s", path);
+	return was_seen(walk, &st) ? 0 : remember(walk, &st, err);
+}
+
+/* What has gone meanwhile, and what is no network namespace after all, is not there. */
+static int visit_path(struct walk *walk, const char *path, struct error *err)
+{
+	scoped_fd int fd = -1;
+	struct error ignored = {0};
+	struct stat st;
+	int r;
+
+	/* Most processes share a few namespaces: looking is cheaper than opening. */
+	if (stat(path, &st) < 0 || was_seen(walk, &st) || netns_open(path, &fd, &ignored) ||
+	    fstat(fd, &st) < 0 || was_seen(walk, &st))
+		return 0;
+	r = remember(walk, &st, err);
+	return r ? r : walk->fn(fd, walk->arg, err);
+}
+
+static int visit_mounts(struct walk *walk, struct error *err)
+{
+	static const char path[] = "/proc/self/mountinfo";
+	scoped_file FILE *file = fopen(path, "re");
+	scoped_free char *line = NULL;
+	size_t capacity = 0;
+	int r = 0;
+
+	if (!file)
+		return error_set(err, errno, "open %s", path);
+	while (!r && getline(&line, &capacity, file) >= 0) {
+		char *root, *point = mountinfo_mount_point(line, "nsfs", &root);
+
+		if (point && !strncmp(root, "net:", 4))
+			r = visit_path(walk, point, err);
+	}
+	if (!r && ferror(file))
+		return error_set(err, EIO, "read %s", path);
 	return r;
 }
+
+static int visit_processes(struct walk *walk, struct error *err)
+{
+	scoped_dir DIR *proc = opendir("/proc");
+	struct dirent *entry;
+	int r = 0;
+
+	if (!proc)
+		return error_set(err, errno, "open /proc");
+	while (!r && (entry = readdir(proc))) {
+		char path[sizeof("/proc//ns/net") + sizeof(entry->d_name)];
+
+		if (!isdigit((unsigned char)entry->d_name[0]))
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/ns/net", entry->d_name);
+		r = visit_path(walk, path, err);
+	}
+	return r;
+}
+
+int netns_each(netns_visit_fn fn, void *arg, struct error *err)
+{
+	struct walk walk = {.fn = fn, .arg = arg};
+	struct error ignored = {0};
+	int r = remember_file(&walk, "/proc/self/ns/net", err);
+
+	/* Where process 1 may not be looked at, as by some sandboxes, it is not met below either.
+	 */
+	if (!r)
+		remember_file(&walk, "/proc/1/ns/net", &ignored);
+	if (!r)
+		r = visit_mounts(&walk, err);
+	if (!r)
+		r = visit_processes(&walk, err);
+	free(walk.seen);
+	return r;
+}
+
+/* ---- ids ------------------------------------------------------------------------------------ */
 
 /* The file's second column is in terms of the reader's user namespace (user_namespaces(7)). */
 static int read_id_map(pid_t pid, bool groups, char *buf, size_t size, struct error *err)

@@ -10,7 +10,7 @@
 struct error;
 
 struct netns_id {
-	uint64_t cookie; /* SO_NETNS_COOKIE, Linux 5.14 */
+	uint64_t cookie; /* its number, see netns_numbered_by_inode() */
 	dev_t dev;
 	ino_t ino;
 };
@@ -19,6 +19,15 @@ struct netns_id {
 int netns_open(const char *path, int *ret_fd, struct error *err);
 int netns_check_fd(int fd, struct error *err);
 int netns_identify(int fd, struct netns_id *ret, struct error *err);
+
+/*
+ * How this kernel lets us number namespaces: by SO_NETNS_COOKIE (Linux 5.14), which is never used
+ * twice, or where there is none by inode number, which is used again as soon as a namespace has
+ * ended. Then whoever keeps a number keeps a descriptor of its namespace too. This is the one place
+ * that decides; the BPF programs are told.
+ */
+int netns_numbered_by_inode(bool *ret, struct error *err);
+
 bool netns_is_own(int fd);  /* the namespace that this process itself is in */
 bool netns_is_host(int fd); /* the same, or the one that process 1 is in */
 
@@ -28,6 +37,9 @@ bool netns_is_host(int fd); /* the same, or the one that process 1 is in */
  */
 typedef int (*netns_fn)(void *arg, struct error *err);
 int netns_run(int fd, netns_fn fn, void *arg, struct error *err);
+
+/* A new one, with lo down; it ends when the descriptor is closed and nothing runs in it. */
+int netns_new(int *ret_fd, struct error *err);
 
 /*
  * Every network namespace that can be found: bound somewhere (mountinfo) or that of a process

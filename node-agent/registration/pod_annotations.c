@@ -4,6 +4,7 @@
 #include "error.h"
 
 #include <errno.h>
+#include <net/if.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -118,6 +119,22 @@ static bool parse_prefix(const char *text, void *ret)
 	return strchr(text, '/') && ip_prefix_parse(text, ret, &unused) == 0;
 }
 
+/* As dev_valid_name() of the kernel, less what iptables-restore would read as something else. */
+static bool parse_interface(const char *text, void *ret)
+{
+	size_t n = strlen(text);
+
+	if (n == 0 || n >= IFNAMSIZ || strcmp(text, ".") == 0 || strcmp(text, "..") == 0)
+		return false;
+	if (text[0] == '-' || text[n - 1] == '+' || text[strcspn(text, "\"'\\/:!")])
+		return false;
+	for (const char *c = text; *c; c++)
+		if (*c <= ' ' || *c >= 0x7f)
+			return false;
+	memcpy(ret, text, n + 1);
+	return true;
+}
+
 struct item_kind {
 	const char *wanted;
 	size_t size;
@@ -131,6 +148,7 @@ static const struct item_kind proxy_id_kind = {"an id of a proxy (1-4294967294, 
 					       sizeof(uint32_t), parse_proxy_id};
 static const struct item_kind group_kind = {"a group id (0-4294967294)", sizeof(uint32_t),
 					    parse_group};
+static const struct item_kind interface_kind = {"an interface name", IFNAMSIZ, parse_interface};
 
 /* ---- lists --------------------------------------------------------------------------------- */
 
@@ -265,4 +283,46 @@ int pod_value_proxy_ids(const char *where, const char *text, struct id_list *ret
 int pod_value_groups(const char *where, const char *text, struct id_list *ret, struct error *err)
 {
 	return parse_ids(where, text, &group_kind, ret, err);
+}
+
+/* Takes n names of IFNAMSIZ bytes each. */
+static int copy_names(const char *items, size_t n, struct name_list *ret)
+{
+	struct name_list list = {.names = calloc(n, sizeof(*list.names))};
+
+	for (; list.names && list.n < n; list.n++) {
+		list.names[list.n] = strdup(items + list.n * IFNAMSIZ);
+		if (!list.names[list.n])
+			break;
+	}
+	if (list.n == n) {
+		*ret = list;
+		return 0;
+	}
+	for (size_t i = 0; i < list.n; i++)
+		free(list.names[i]);
+	free(list.names);
+	return -ENOMEM;
+}
+
+int pod_value_interfaces(const char *where, const char *text, struct name_list *ret,
+			 struct error *err)
+{
+	char quoted[POD_VALUE_QUOTED_MAX];
+	void *items = NULL;
+	size_t n = count_items(text);
+	int r;
+
+	if (n == 0)
+		return 0;
+	if (n > POD_VALUE_INTERFACES_MAX)
+		return error_set(err, EINVAL, "%s: %s: %zu interfaces, at most %d are possible",
+				 where, pod_value_quote(text, quoted), n, POD_VALUE_INTERFACES_MAX);
+	r = parse_list(where, text, &interface_kind, &items, &n, err);
+	if (r < 0)
+		return r;
+	if (copy_names(items, n, ret) < 0)
+		r = error_set(err, ENOMEM, "%s: allocate a list of %zu names", where, n);
+	free(items);
+	return r;
 }

@@ -17,7 +17,10 @@
 
 struct error;
 
-enum { POD_VALUE_QUOTED_MAX = 96 };
+enum {
+	POD_VALUE_QUOTED_MAX = 96,
+	POD_VALUE_INTERFACES_MAX = 64, /* names in one list */
+};
 
 /* In quotes, cut with "..." where too long, other than printable ASCII as \xNN. Returns buf. */
 const char *pod_value_quote(const char *text, char buf[static POD_VALUE_QUOTED_MAX]);
@@ -32,5 +35,13 @@ int pod_value_prefixes(const char *where, const char *text, struct prefix_list *
 int pod_value_proxy_ids(const char *where, const char *text, struct id_list *ret,
 			struct error *err); /* never 0, never an empty list */
 int pod_value_groups(const char *where, const char *text, struct id_list *ret, struct error *err);
+
+/*
+ * Names that a network device can have and that every engine can write down: 1 to 15 printable
+ * characters, none of " ' \ / : and !, not "." or "..", no "-" in front, no "+" at the end, which
+ * iptables takes for a pattern.
+ */
+int pod_value_interfaces(const char *where, const char *text, struct name_list *ret,
+			 struct error *err);
 
 #endif

@@ -225,7 +225,8 @@ static int read_dns_capture(const struct policy_config *cfg, const struct pod_fa
 	return 0;
 }
 
-static int check_interception(const struct pod_facts *pod, struct error *err)
+static int read_interception(const struct pod_facts *pod, struct redirect_settings *s,
+			     struct error *err)
 {
 	static const char name[] = "sidecar.istio.io/interceptionMode";
 	const char *text = "REDIRECT";
@@ -233,44 +234,40 @@ static int check_interception(const struct pod_facts *pod, struct error *err)
 
 	if (r < 0)
 		return r;
-	if (strcmp(text, "TPROXY") == 0)
-		return error_set(err, ENOTSUP,
-				 "annotation %s: TPROXY is not supported by the eBPF engine for "
-				 "now, only REDIRECT",
-				 name);
-	if (strcmp(text, "REDIRECT") != 0)
+	s->tproxy = strcmp(text, "TPROXY") == 0;
+	if (!s->tproxy && strcmp(text, "REDIRECT") != 0)
 		return value_error(name, text, "REDIRECT or TPROXY", err);
 	return 0;
 }
 
-static int check_no_interfaces(const struct pod_facts *pod, const char *name, bool *ret_present,
-			       struct error *err)
+/* *ret_present stays as it was when the pod has no such annotation. */
+static int read_names(const struct pod_facts *pod, const char *name, bool *ret_present,
+		      struct name_list *ret, struct error *err)
 {
-	char quoted[POD_VALUE_QUOTED_MAX];
+	char where[WHERE_MAX];
 	const char *text = NULL;
 	int r = get_annotation(pod, name, &text, err);
 
-	if (r < 0)
+	if (r < 0 || !text)
 		return r;
-	if (text && *text)
-		return error_set(err, ENOTSUP,
-				 "annotation %s: %s: rules about interfaces are not supported by "
-				 "the eBPF engine for now",
-				 name, pod_value_quote(text, quoted));
-	*ret_present = text;
-	return 0;
+	*ret_present = true;
+	return pod_value_interfaces(where_of(name, where), text, ret, err);
 }
 
-static int check_interfaces(const struct pod_facts *pod, struct error *err)
+static int read_interfaces(const struct pod_facts *pod, struct redirect_settings *s,
+			   struct error *err)
 {
 	bool present = false;
-	int r = check_no_interfaces(pod, TRAFFIC "excludeInterfaces", &present, err);
+	int r = read_names(pod, TRAFFIC "excludeInterfaces", &present, &s->exclude_interfaces, err);
 
+	present = false;
 	if (r == 0)
-		r = check_no_interfaces(pod, "istio.io/reroute-virtual-interfaces", &present, err);
+		r = read_names(pod, "istio.io/reroute-virtual-interfaces", &present,
+			       &s->reroute_interfaces, err);
 	/* The deprecated name is read only when the new one is absent; empty is not absent. */
 	if (r == 0 && !present)
-		r = check_no_interfaces(pod, TRAFFIC "kubevirtInterfaces", &present, err);
+		r = read_names(pod, TRAFFIC "kubevirtInterfaces", &present, &s->reroute_interfaces,
+			       err);
 	return r;
 }
 
@@ -307,10 +304,11 @@ static int read_settings(const struct policy_config *cfg, const struct pod_facts
 	s->tunnel_port = cfg->mesh.tunnel_port;
 	s->capture_ipv6 = cfg->capture_ipv6;
 	s->loopback4 = cfg->loopback4;
+	s->drop_invalid = cfg->drop_invalid;
 	if (r == 0)
-		r = check_interception(pod, err);
+		r = read_interception(pod, s, err);
 	if (r == 0)
-		r = check_interfaces(pod, err);
+		r = read_interfaces(pod, s, err);
 	if (r == 0)
 		r = check_accelerate(pod, err);
 	if (r == 0)

@@ -25,6 +25,7 @@ extern const struct mesh_preset mesh_presets[MESH_COUNT_];
 struct policy_config {
 	struct mesh_preset mesh; /* the preset, with the operator's changes for custom */
 	bool capture_ipv6;
+	bool drop_invalid; /* packets that conntrack calls INVALID; Istio's INVALID_DROP */
 	const char *const *exclude_namespaces; /* NULL-terminated, or NULL */
 	const char *const *own_pods;	  /* "NAMESPACE/NAME-PREFIX", NULL-terminated, or NULL */
 	struct ip_prefix loopback4;	  /* ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR */

@@ -130,7 +130,10 @@ static bool path_is_same(const struct pod *pod)
 	       st.st_ino == pod->netns_ino;
 }
 
-/* What the kernel does for this pod is right, or is made right. */
+/*
+ * What the kernel does for this pod is right, or is made right. A pod that is to have another
+ * engine keeps its own for now: the reconciler moves one after the other.
+ */
 static int restore(struct registration *reg, const struct pod *pod, int netns_fd, struct error *err)
 {
 	struct engine_pod engine_pod;
@@ -144,15 +147,6 @@ static int restore(struct registration *reg, const struct pod *pod, int netns_fd
 		return r;
 	log_error(LOG_INFO, err, "a pod's redirection is brought up to date", "namespace", pod->ns,
 		  "pod", pod->name, NULL);
-	return redirect_apply(reg->cfg.redirect, &engine_pod.pod, err);
-}
-
-static int apply_again(struct registration *reg, const struct pod *pod, int netns_fd,
-		       struct error *err)
-{
-	struct engine_pod engine_pod;
-
-	registration_engine_pod(reg, pod, netns_fd, &engine_pod);
 	return redirect_apply(reg->cfg.redirect, &engine_pod.pod, err);
 }
 
@@ -180,8 +174,8 @@ static void make_orphan(struct pod *pod, const struct error *why)
  * The plan follows from the annotations and the configuration of today. That a pod is redirected
  * was decided at its start: a restart does not take it back, which would bypass its proxy.
  */
-static int take_over(struct registration *reg, struct pod *pod, bool in_kernel, int netns_fd,
-		     bool *ret_gone, struct error *err)
+static int take_over(struct registration *reg, struct pod *pod, int netns_fd, bool *ret_gone,
+		     struct error *err)
 {
 	int r;
 
@@ -196,7 +190,7 @@ static int take_over(struct registration *reg, struct pod *pod, bool in_kernel, 
 		return r;
 	if (pod->mode != POD_SIDECAR)
 		return error_set(err, EPERM, "the configuration now says: %s", pod->reason);
-	return in_kernel ? restore(reg, pod, netns_fd, err) : apply_again(reg, pod, netns_fd, err);
+	return restore(reg, pod, netns_fd, err);
 }
 
 /* Returns false when the pod is to be forgotten. */
@@ -207,7 +201,7 @@ static bool recover_redirected(struct registration *reg, struct pod *pod,
 	bool in_kernel = kernel_has(kernel, pod->cookie), gone = false, keep;
 	struct error err = {0};
 
-	if (!take_over(reg, pod, in_kernel, netns_fd, &gone, &err))
+	if (!take_over(reg, pod, netns_fd, &gone, &err))
 		return !gone;
 	/* Not in new maps, it may still be redirected by what an earlier agent attached. */
 	keep = in_kernel || !redirect_netns_gone(reg->cfg.redirect, pod->cookie);
@@ -311,8 +305,8 @@ void registration_sweep(struct registration *reg)
 		struct pod *pod = pod_table_at(reg->table, i - 1);
 		struct error err = {0};
 
-		if (pod->mode == POD_SKIP ? path_is_same(pod)
-					  : !redirect_netns_gone(reg->cfg.redirect, pod->cookie))
+		if (path_is_same(pod) ||
+		    (pod->mode != POD_SKIP && !redirect_netns_gone(reg->cfg.redirect, pod->cookie)))
 			continue;
 		if (pod->mode != POD_SKIP &&
 		    redirect_remove(reg->cfg.redirect, pod->cookie, -1, &err)) {

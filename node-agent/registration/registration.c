@@ -90,6 +90,20 @@ int registration_reopen_netns(const struct registration *reg, uint64_t cookie, i
 	return 0;
 }
 
+int registration_visit_pod(const struct registration *reg, uint64_t cookie, redirect_visit_fn fn,
+			   void *fn_arg, struct error *err)
+{
+	const struct pod *pod = pod_table_redirected(reg->table, cookie, NULL);
+	struct engine_pod engine_pod;
+	scoped_fd int fd = -1;
+	int r = registration_reopen_netns(reg, cookie, &fd, err);
+
+	if (r)
+		return r;
+	registration_engine_pod(reg, pod, fd, &engine_pod);
+	return fn(&engine_pod.pod, fn_arg, err);
+}
+
 /*
  * Ids of the pod's user namespace to ours, in place. One that the pod's processes cannot have
  * (not mapped) is dropped: it can match nothing.
@@ -183,6 +197,7 @@ void registration_engine_pod(const struct registration *reg, const struct pod *p
 	ret->pod = (struct redirect_pod){.cookie = pod->cookie,
 					 .netns_fd = netns_fd,
 					 .plan = pod->engine_plan,
+					 .pod_plan = pod->plan,
 					 .addresses = ret->addresses};
 	/* The runtime attaches the default network first: its addresses are the primary ones. */
 	for (size_t i = 0; i < pod_table_count(reg->table); i++) {
@@ -263,10 +278,13 @@ static json_t *refuse_decision(int code, const struct error *err)
 
 static json_t *answer_decision(const struct registration *reg, const struct pod *pod)
 {
+	const struct redirect *redirect = reg->cfg.redirect;
 	bool redirected = pod->mode == POD_SIDECAR;
-	json_t *extra = json_pack("{s:s, s:s, s:s}", "decision", redirected ? "redirect" : "skip",
-				  "reason", pod->reason ?: "", "engine",
-				  redirected ? redirect_engine(reg->cfg.redirect) : "none");
+	json_t *extra = json_pack(
+		"{s:s, s:s, s:s, s:s*}", "decision", redirected ? "redirect" : "skip", "reason",
+		pod->reason ?: "", "engine",
+		redirected ? redirect_pod_engine(redirect, pod->cookie) : "none", "engineReason",
+		redirected ? redirect_pod_engine_reason(redirect, pod->cookie) : NULL);
 	json_t *reply = extra ? agent_reply_ok(extra) : NULL;
 
 	json_decref(extra);
@@ -283,6 +301,22 @@ static void log_pod(enum log_level level, const struct error *err, const char *m
 		log_write(level, msg, "namespace", req->pod_namespace, "pod", req->pod_name,
 			  "container", req->container_id, "interface", req->if_name, "reason",
 			  reason, NULL);
+}
+
+static void log_added(const struct registration *reg, const struct agent_request *req,
+		      const struct pod *pod)
+{
+	const char *why = redirect_pod_engine_reason(reg->cfg.redirect, pod->cookie);
+
+	if (pod->mode != POD_SIDECAR || !why)
+		log_pod(LOG_INFO, NULL, pod->mode == POD_SIDECAR ? "pod redirected" : "pod skipped",
+			req, pod->reason);
+	else
+		log_write(LOG_INFO, "pod redirected by another engine than the node's", "namespace",
+			  req->pod_namespace, "pod", req->pod_name, "container", req->container_id,
+			  "interface", req->if_name, "reason", pod->reason, "engine",
+			  redirect_pod_engine(reg->cfg.redirect, pod->cookie), "engine-reason", why,
+			  NULL);
 }
 
 /* ---- add ------------------------------------------------------------------------------------ */
@@ -481,8 +515,7 @@ static json_t *add(struct registration *reg, const struct agent_request *req, in
 		pod_free(pod);
 		return refuse(r, &err);
 	}
-	log_pod(LOG_INFO, NULL, pod->mode == POD_SIDECAR ? "pod redirected" : "pod skipped", req,
-		pod->reason);
+	log_added(reg, req, pod);
 	return answer_decision(reg, pod);
 }
 

@@ -13,6 +13,7 @@
 #include "redirect.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -41,6 +42,17 @@ void registration_sweep(struct registration *reg);
 /* A redirected pod's namespace, opened again by its path. -ENOENT: it cannot be. */
 int registration_reopen_netns(const struct registration *reg, uint64_t cookie, int *ret_fd,
 			      struct error *err);
+
+/* The same, and calls fn with the pod as its engine takes it; its plan is NULL for an orphan. */
+int registration_visit_pod(const struct registration *reg, uint64_t cookie, redirect_visit_fn fn,
+			   void *fn_arg, struct error *err);
+
+/*
+ * Compares every redirected pod with the kernel and heals what differs; pods that another engine
+ * has than the one they should have move. One slice of at most a few tens of milliseconds of a
+ * round; true while the round has pods left.
+ */
+bool registration_reconcile(struct registration *reg);
 
 const struct pod_table *registration_pods(const struct registration *reg);
 

@@ -10,6 +10,7 @@ struct registration {
 	struct registration_config cfg;
 	struct pod_table *table;
 	char *state_path;
+	size_t reconciled; /* pods of the table that this round has seen */
 };
 
 #define RECOVERED_NAME "(recovered)"

@@ -61,6 +61,19 @@ int run_dir_lock(const char *dir, int *ret_fd, struct error *err)
 	return 0;
 }
 
+/* FNV-1a of the path, without slashes at its end: the same for a next agent of this directory. */
+uint32_t run_dir_instance(const char *dir)
+{
+	size_t length = strlen(dir);
+	uint32_t hash = 2166136261u;
+
+	while (length > 1 && dir[length - 1] == '/')
+		length--;
+	for (size_t i = 0; i < length; i++)
+		hash = (hash ^ (uint8_t)dir[i]) * 16777619u;
+	return hash;
+}
+
 /* write_file_atomic()'s temporary files carry the name that they were to replace. */
 static bool is_ours(const char *name)
 {

@@ -6,6 +6,7 @@
  * The run directory: root's, mode 0700, and held by at most one agent, through a lock on a file in
  * it that ends with the process that took it.
  */
+#include <stdint.h>
 #include <sys/types.h>
 
 struct error;
@@ -19,6 +20,9 @@ int run_dir_make(const char *dir, struct error *err);
 
 /* -EBUSY: another process holds it, err names its pid. -ENOENT: there is no such directory. */
 int run_dir_lock(const char *dir, int *ret_fd, struct error *err);
+
+/* A number that tells the agents of one machine apart by their run directories. */
+uint32_t run_dir_instance(const char *dir);
 
 /* Removes our files and then the directory, unless others put something into it. */
 int run_dir_remove(const char *dir, struct error *err);

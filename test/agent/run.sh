@@ -437,8 +437,8 @@ test_least_privilege() {
 	python3 - "$(awk '/^CapEff/ { print $2 }' <<<"$status")" <<-'PYTHON'
 		import sys
 		have = int(sys.argv[1], 16)
-		# DAC_OVERRIDE NET_BROADCAST NET_ADMIN SYS_PTRACE SYS_ADMIN SYS_RESOURCE PERFMON BPF
-		allowed = sum(1 << n for n in (1, 11, 12, 19, 21, 24, 38, 39))
+		# DAC_OVERRIDE NET_BROADCAST NET_ADMIN NET_RAW SYS_PTRACE SYS_ADMIN SYS_RESOURCE PERFMON BPF
+		allowed = sum(1 << n for n in (1, 11, 12, 13, 19, 21, 24, 38, 39))
 		assert have and not have & ~allowed, hex(have & ~allowed)
 	PYTHON
 }

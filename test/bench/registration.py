@@ -25,6 +25,7 @@ def summary(values):
         "min": round(min(values), 4),
         "median": round(statistics.median(values), 4),
         "p90": round(sorted(values)[int(0.9 * (len(values) - 1))], 4),
+        "p99": round(sorted(values)[int(0.99 * (len(values) - 1))], 4),
         "max": round(max(values), 4),
     }
 
@@ -197,6 +198,33 @@ def measure_memory(options):
     }
 
 
+def timed(path, request, fd):
+    start = time.perf_counter()
+    ask(path, request, fd)
+    return (time.perf_counter() - start) * 1000
+
+
+def measure_engines(options):
+    """What one add and one del take, engine after engine, on the same namespaces."""
+    annotations = json.loads(options.annotations)
+    namespaces = Netns()
+    times = {directory: ([], []) for directory in options.run_dirs}
+    for number in range(options.pods):
+        for directory, (adds, removals) in times.items():
+            fd = namespaces.new()
+            path = f"{directory}/agent.sock"
+            adds.append(timed(path, pod_request("add", number, annotations), fd))
+            removals.append(timed(path, pod_request("del", number, annotations), fd))
+            os.close(fd)
+    return {
+        os.path.basename(directory).removeprefix("run-"): {
+            "agent_add_ms": summary(adds),
+            "agent_del_ms": summary(removals),
+        }
+        for directory, (adds, removals) in times.items()
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -211,8 +239,13 @@ def main():
     memory.add_argument("--socket", required=True)
     memory.add_argument("--annotations", required=True)
     memory.add_argument("--pods", type=int, nargs="+", required=True)
+    engines = verbs.add_parser("engines")
+    engines.add_argument("--annotations", required=True)
+    engines.add_argument("--pods", type=int, required=True)
+    engines.add_argument("--run-dir", dest="run_dirs", nargs="+", required=True)
     options = parser.parse_args()
-    json.dump((measure_add if options.verb == "add" else measure_memory)(options), sys.stdout)
+    measure = {"add": measure_add, "memory": measure_memory, "engines": measure_engines}
+    json.dump(measure[options.verb](options), sys.stdout)
 
 
 if __name__ == "__main__":

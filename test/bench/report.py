@@ -103,6 +103,14 @@ def print_data_path(rows):
         print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
 
 
+def print_engines(engines):
+    print("\nRegistering a pod with each engine, in turn (p50, p99, ms)\n")
+    for name, times in engines.items():
+        add, removal = times["agent_add_ms"], times["agent_del_ms"]
+        print(f"  {name:10} add {add['median']:8.2f} {add['p99']:8.2f}    "
+              f"del {removal['median']:8.2f} {removal['p99']:8.2f}    n={add['n']}")
+
+
 def print_registration(add, memory):
     print("\nRegistering a pod (median, min-max)\n")
     for label, figure in (
@@ -123,7 +131,7 @@ def print_registration(add, memory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("samples", "add", "memory", "commit", "output"):
+    for name in ("samples", "add", "memory", "engines", "commit", "output"):
         parser.add_argument("--" + name, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     options = parser.parse_args()
@@ -131,6 +139,8 @@ def main():
         add = json.load(file)
     with open(options.memory, encoding="utf-8") as file:
         memory = json.load(file)
+    with open(options.engines, encoding="utf-8") as file:
+        engines = json.load(file)
     rows = results(read_samples(options.samples))
     report = {
         "schema": 1,
@@ -139,13 +149,14 @@ def main():
         "rounds": options.rounds,
         "noise": noise(rows),
         "results": rows,
-        "registration": add | memory,
+        "registration": add | memory | {"engines": engines},
     }
     with open(options.output + ".new", "w", encoding="utf-8") as file:
         json.dump(report, file, indent=1)
         file.write("\n")
     os.replace(options.output + ".new", options.output)
     print_registration(add, memory)
+    print_engines(engines)
     print_data_path(rows)
 
 

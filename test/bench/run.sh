@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# The figures: what sockmesh-cni adds to a chain's ADD, what the agent needs per pod, and what a
-# connection through both sidecars costs compared with Istio's iptables rules and with no sidecar.
+# The figures: what sockmesh-cni adds to a chain's ADD, what the agent and each engine need per pod,
+# and what a connection through both sidecars costs with each engine, compared with Istio's iptables
+# rules and with no sidecar.
 #
 # All variants stand side by side and are measured in turn, round after round, because a machine's
 # speed changes while one looks; what counts is the ratio of values of one round. Prints a table,
@@ -33,7 +34,8 @@ BENCH_MS=${BENCH_MS:-500}
 BENCH_CONNECTS=${BENCH_CONNECTS:-1500}
 BENCH_ADDS=${BENCH_ADDS:-30}
 BENCH_PODS=${BENCH_PODS:-1 100 1000}
-BENCH_VARIANTS=${BENCH_VARIANTS:-direct istio-iptables ebpf}
+BENCH_VARIANTS=${BENCH_VARIANTS:-direct istio-iptables iptables nftables ebpf}
+BENCH_ENGINES=(ebpf nftables iptables) # an agent each
 BENCH_DIR=$REPO_DIR/test/bench
 OUT_DIR=$BUILD_DIR/bench
 APP_PORT=8080
@@ -48,13 +50,12 @@ note() {
 # below the cgroup that the agent's programs are attached to.
 pair_make() { # VARIANT
 	local variant=$1 pod annotations=''
-	if [ "$variant" = ebpf ]; then
-		POD_PARENT=kubepods
-		POD_CONFLIST=$NODE_DIR/chained.conflist
+	POD_PARENT=other
+	[ "$variant" != ebpf ] || POD_PARENT=kubepods
+	POD_CONFLIST=$NODE_DIR/plain.conflist
+	if [ -e "$NODE_DIR/$variant.conflist" ]; then
+		POD_CONFLIST=$NODE_DIR/$variant.conflist
 		annotations=$SIDECAR_ANNOTATION
-	else
-		POD_PARENT=other
-		POD_CONFLIST=$NODE_DIR/plain.conflist
 	fi
 	for pod in "$variant-a" "$variant-b"; do
 		pod_add "$pod" "$annotations"
@@ -146,33 +147,64 @@ data_path() {
 registration() {
 	note "ADD: $BENCH_ADDS times with and without sockmesh-cni"
 	node_exec "$PYTHON" -I "$BENCH_DIR/registration.py" add --adds "$BENCH_ADDS" \
-		--plain "$NODE_DIR/plain.conflist" --chained "$NODE_DIR/chained.conflist" --path "$BIN_DIR:$CNI_PLUGIN_DIR" \
+		--plain "$NODE_DIR/plain.conflist" --chained "$NODE_DIR/ebpf.conflist" --path "$BIN_DIR:$CNI_PLUGIN_DIR" \
 		--annotations "$SIDECAR_ANNOTATION" >"$OUT_DIR/add.json"
 	note "memory: the agent with $BENCH_PODS pods"
 	# shellcheck disable=SC2086
 	"$PYTHON" -I "$BENCH_DIR/registration.py" memory --pid "$NODE_AGENT_PID" \
-		--socket "$NODE_RUN/agent.sock" --annotations "$SIDECAR_ANNOTATION" \
+		--socket "$(engine_run_dir ebpf)/agent.sock" --annotations "$SIDECAR_ANNOTATION" \
 		--pods $BENCH_PODS >"$OUT_DIR/memory.json"
+	# In turn, a few at a time, as the data path.
+	note "registering: 200 pods with each engine"
+	"$PYTHON" -I "$BENCH_DIR/registration.py" engines --annotations "$SIDECAR_ANNOTATION" --pods 200 \
+		--run-dir "$(engine_run_dir ebpf)" "$(engine_run_dir nftables)" "$(engine_run_dir iptables)" \
+		>"$OUT_DIR/engines.json"
+}
+
+# ---- the agents --------------------------------------------------------------------------------
+
+engine_run_dir() { # ENGINE
+	echo "$NODE_DIR/run-$1"
+}
+
+# NODE_AGENT_PID stays that of the first, ebpf; node_close knows only one.
+engine_start() { # ENGINE
+	local NODE_RUN
+	NODE_RUN=$(engine_run_dir "$1")
+	[ "$1" = ebpf ] || local NODE_BPFFS=$NODE_BPFFS-$1 NODE_AGENT_PID=''
+	agent_start --mode "$1"
+	cni_conflist "$NODE_DIR/$1.conflist" "$(cni_sockmesh_entry)"
+	engine_pids+=("$NODE_AGENT_PID")
+}
+
+engines_kill() {
+	local pid
+	for pid in "${engine_pids[@]}"; do
+		kill -KILL "$pid" 2>/dev/null || true
+		wait "$pid" 2>/dev/null || true
+	done
 }
 
 # ---- the report --------------------------------------------------------------------------------
 
 main() {
 	local program
+	engine_pids=()
 	node_open bench
-	trap node_close EXIT
+	trap 'engines_kill; node_close' EXIT
 	trap 'exit 130' INT TERM HUP
 	mkdir -p "$OUT_DIR"
 	for program in bench_proxy bench_server bench_client; do
 		cp "$BUILD_DIR/test/bench/$program" "$NODE_DIR/"
 	done
 	cni_conflist "$NODE_DIR/plain.conflist"
-	cni_conflist "$NODE_DIR/chained.conflist" "$(cni_sockmesh_entry)"
-	agent_start --mode ebpf
+	for program in "${BENCH_ENGINES[@]}"; do
+		engine_start "$program"
+	done
 	registration
 	data_path
 	"$PYTHON" -I "$BENCH_DIR/report.py" --samples "$OUT_DIR/samples.jsonl" --add "$OUT_DIR/add.json" \
-		--memory "$OUT_DIR/memory.json" --rounds "$BENCH_ROUNDS" \
+		--memory "$OUT_DIR/memory.json" --engines "$OUT_DIR/engines.json" --rounds "$BENCH_ROUNDS" \
 		--commit "$(git -C "$REPO_DIR" rev-parse HEAD 2>/dev/null || echo unknown)" \
 		--output "$OUT_DIR/report.json"
 	note "written: $OUT_DIR/report.json"

@@ -3,17 +3,18 @@
  * Runs a command the way a pod's process runs: in a cgroup, a user namespace, a network namespace,
  * with a uid and gid and no supplementary groups.
  *
- *   as [--cgroup DIR] [--userns FILE] [--netns FILE] [--uid N] [--gid N] COMMAND...
+ *   as [--cgroup DIR] [--userns FILE] [--netns FILE] [--uid N] [--gid N] [--net-admin yes]
+ *      COMMAND...
  *   as --make SHIFT USERNS-FILE NETNS-FILE
  *
  * --make creates a user namespace in which ids 0-65535 are SHIFT-(SHIFT+65535) outside, and a
  * network namespace that it owns, and keeps both alive by mounting them on the two files.
  */
 #include "endpoint.h"
+#include "identity.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
@@ -97,6 +98,7 @@ int main(int argc, char **argv)
 {
 	const char *cgroup = NULL, *userns = NULL, *netns = NULL;
 	long uid = -1, gid = -1;
+	bool net_admin = false;
 	int i = 1;
 
 	if (argc == 5 && !strcmp(argv[1], "--make"))
@@ -112,25 +114,22 @@ int main(int argc, char **argv)
 			uid = atol(argv[i + 1]);
 		else if (!strcmp(argv[i], "--gid"))
 			gid = atol(argv[i + 1]);
+		else if (!strcmp(argv[i], "--net-admin"))
+			net_admin = !strcmp(argv[i + 1], "yes");
 		else
 			errx(2, "unknown option %s", argv[i]);
 	}
 	if (i >= argc)
 		errx(2,
 		     "usage: as [--cgroup DIR] [--userns FILE] [--netns FILE] [--uid N] [--gid N] "
-		     "COMMAND...");
+		     "[--net-admin yes] COMMAND...");
 	if (cgroup)
 		join_cgroup(cgroup);
 	if (userns)
 		enter(userns, CLONE_NEWUSER);
 	if (netns)
 		enter(netns, CLONE_NEWNET);
-	if ((gid >= 0 || uid >= 0) && setgroups(0, NULL) < 0)
-		err(1, "setgroups");
-	if (gid >= 0 && setresgid((gid_t)gid, (gid_t)gid, (gid_t)gid) < 0)
-		err(1, "setresgid");
-	if (uid >= 0 && setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0)
-		err(1, "setresuid");
+	identity_become(uid, gid, net_admin);
 	execvp(argv[i], argv + i);
 	err(127, "%s", argv[i]);
 }

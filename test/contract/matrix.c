@@ -3,16 +3,16 @@
  * Runs the rows of one pod of the conformance matrix (matrix.txt has the format) with real sockets
  * and says, row by row, whether the connection went where the table says.
  *
- *   matrix --file F --pod NAME --engine E --pod-netns F --world-netns F [--cgroup DIR]
- *          [--pod-userns F] [--settle-ms N] [--only TEXT]
+ *   matrix --file F --pod NAME --engine E --pod-netns F --world-netns F [--guest-netns F]
+ *          [--cgroup DIR] [--pod-userns F] [--settle-ms N] [--only TEXT]
  *
  * Output: one "ok - ..." or "not ok - ..." line a row, unnumbered; what differs follows as "# ...".
  */
 #include "endpoint.h"
+#include "identity.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <linux/io_uring.h>
 #include <poll.h>
 #include <sched.h>
@@ -39,6 +39,7 @@ enum {
 	PATIENCE_MS = 2000,
 	TIMEOUT_MS = 300, /* where silence is what the table expects */
 	REASON_MAX = 256,
+	TPROXY_MARK = 1337,
 };
 
 /* ---- names of the table ------------------------------------------------------------------------
@@ -60,6 +61,8 @@ static const struct {
 	{"lo2", "127.0.0.2", NULL},
 	{"p6", "127.0.0.6", "::6"},
 	{"any", "0.0.0.0", "::"},
+	{"guest", "10.250.0.2", "fd00:250::2"}, /* behind an interface of the pod, like a VM's */
+	{"gate", "10.250.0.1", "fd00:250::1"},	/* the pod's end of that interface */
 };
 
 struct ids {
@@ -68,17 +71,21 @@ struct ids {
 
 static const struct who {
 	const char *name;
-	bool world;
+	enum { IN_POD, IN_WORLD, IN_GUEST } place;
 	struct ids opens, connects;
 } identities[] = {
-	{"app", false, {1000, 1000}, {1000, 1000}},
-	{"root", false, {0, 0}, {0, 0}},
-	{"proxy", false, {1337, 1337}, {1337, 1337}},
-	{"proxy-g1000", false, {1337, 1000}, {1337, 1000}},
-	{"app-g1337", false, {1000, 1337}, {1000, 1337}},
-	{"proxy>app", false, {1337, 1337}, {1000, 1000}}, /* opened by the first, */
-	{"app>proxy", false, {1000, 1000}, {1337, 1337}}, /* connected by the second */
-	{"client", true, {1000, 1000}, {1000, 1000}},
+	{"app", IN_POD, {1000, 1000}, {1000, 1000}},
+	{"root", IN_POD, {0, 0}, {0, 0}},
+	{"proxy", IN_POD, {1337, 1337}, {1337, 1337}},
+	{"proxy-g1000", IN_POD, {1337, 1000}, {1337, 1000}},
+	{"app-g1337", IN_POD, {1000, 1337}, {1000, 1337}},
+	{"root-g1337", IN_POD, {0, 1337}, {0, 1337}},
+	{"proxy2", IN_POD, {1338, 1338}, {1338, 1338}},
+	{"app-g2000", IN_POD, {1000, 2000}, {1000, 2000}},
+	{"proxy>app", IN_POD, {1337, 1337}, {1000, 1000}}, /* opened by the first, */
+	{"app>proxy", IN_POD, {1000, 1000}, {1337, 1337}}, /* connected by the second */
+	{"client", IN_WORLD, {1000, 1000}, {1000, 1000}},
+	{"guest", IN_GUEST, {1000, 1000}, {1000, 1000}},
 };
 
 enum how {
@@ -89,15 +96,17 @@ enum how {
 	URING_ASYNC, /* the same on a worker thread of the kernel */
 	FASTOPEN,    /* sendto with MSG_FASTOPEN instead of connect */
 	MPTCP,
-	RETRY, /* the socket was refused once, elsewhere, before */
-	UDP,   /* sendto on an unconnected socket */
+	RETRY,	     /* the socket was refused once, elsewhere, before */
+	TRANSPARENT, /* IP_TRANSPARENT and TPROXY's mark, as a proxy that keeps the client's address
+		      */
+	UDP,	     /* sendto on an unconnected socket */
 	UDP_CONNECTED,
 	UDP_MANY, /* one socket asks the next two resolvers too, before it reads (musl's resolver)
 		   */
 };
-static const char *const how_names[] = {"tcp",	       "nonblock", "device",  "uring",
-					"uring-async", "fastopen", "mptcp",   "retry",
-					"udp",	       "udpc",	   "udp-many"};
+static const char *const how_names[] = {"tcp",	       "nonblock", "device", "uring",
+					"uring-async", "fastopen", "mptcp",  "retry",
+					"transparent", "udp",	   "udpc",   "udp-many"};
 
 /* ---- one row -----------------------------------------------------------------------------------
  */
@@ -112,7 +121,8 @@ struct deviation {
 };
 
 static struct {
-	const char *file, *pod, *engine, *pod_netns, *world_netns, *cgroup, *pod_userns, *only;
+	const char *file, *pod, *engine, *pod_netns, *world_netns, *guest_netns;
+	const char *cgroup, *pod_userns, *only;
 	int settle_ms;
 	struct row rows[ROWS_MAX];
 	int n_rows;
@@ -213,6 +223,13 @@ static void prepare(const struct row *row, char form, struct attempt *ret)
 	resolve_source(ret);
 }
 
+/* "nat" is what rests on the kernel's NAT, which is every engine but eBPF. */
+static bool is_of_engine(const struct deviation *d)
+{
+	return !strcmp(d->engine, test.engine) ||
+	       (!strcmp(d->engine, "nat") && strcmp(test.engine, "ebpf") != 0);
+}
+
 static const struct deviation *deviation_of(const struct row *row, const char *field)
 {
 	char names[REASON_MAX], *save = NULL;
@@ -228,7 +245,7 @@ static const struct deviation *deviation_of(const struct row *row, const char *f
 			if (strcmp(d->name, name) != 0)
 				continue;
 			known = true;
-			if (!strcmp(d->engine, test.engine) && !strncmp(d->what, field, length) &&
+			if (is_of_engine(d) && !strncmp(d->what, field, length) &&
 			    (d->what[length] == '=' || !d->what[length]))
 				return d;
 		}
@@ -264,21 +281,13 @@ static void enter(const char *file, int type)
 	close(fd);
 }
 
-static void become(struct ids ids)
-{
-	if (setgroups(0, NULL) < 0 ||
-	    setresgid((gid_t)ids.gid, (gid_t)ids.gid, (gid_t)ids.gid) < 0 ||
-	    setresuid((uid_t)ids.uid, (uid_t)ids.uid, (uid_t)ids.uid) < 0)
-		err(2, "become %d:%d", ids.uid, ids.gid);
-}
-
 static void enter_place(const struct who *who)
 {
 	char path[4096];
 	int fd;
 
-	if (who->world) {
-		enter(test.world_netns, CLONE_NEWNET);
+	if (who->place != IN_POD) {
+		enter(who->place == IN_WORLD ? test.world_netns : test.guest_netns, CLONE_NEWNET);
 		return;
 	}
 	if (test.cgroup) {
@@ -331,7 +340,7 @@ static int open_socket_elsewhere(const struct attempt *a)
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) < 0)
 		err(2, "socketpair");
 	if (!fork()) {
-		become(a->who->opens);
+		identity_become(a->who->opens.uid, a->who->opens.gid, a->how == TRANSPARENT);
 		fd = open_socket(a);
 		c = CMSG_FIRSTHDR(&msg);
 		c->cmsg_level = SOL_SOCKET;
@@ -509,6 +518,17 @@ static void ask_udp(int fd, const struct attempt *a, struct outcome *seen)
 	seen->kind = SAW_ANSWER;
 }
 
+static int make_transparent(int fd, const struct attempt *a)
+{
+	int on = 1, mark = TPROXY_MARK;
+	bool v6 = a->dial.any.sa_family == AF_INET6;
+
+	if (setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) < 0)
+		return -1;
+	return setsockopt(fd, v6 ? SOL_IPV6 : SOL_IP, v6 ? IPV6_TRANSPARENT : IP_TRANSPARENT, &on,
+			  sizeof(on));
+}
+
 static void be_the_client(const struct attempt *a, struct outcome *seen)
 {
 	bool silence = !strcmp(expected(a->row, "reached", a->row->reached), "timeout");
@@ -519,9 +539,9 @@ static void be_the_client(const struct attempt *a, struct outcome *seen)
 	enter_place(a->who);
 	if (memcmp(&a->who->opens, &a->who->connects, sizeof(struct ids)) != 0) {
 		fd = open_socket_elsewhere(a);
-		become(a->who->connects);
+		identity_become(a->who->connects.uid, a->who->connects.gid, a->how == TRANSPARENT);
 	} else {
-		become(a->who->connects);
+		identity_become(a->who->connects.uid, a->who->connects.gid, a->how == TRANSPARENT);
 		fd = open_socket(a);
 	}
 	if (fd < 0) {
@@ -533,6 +553,10 @@ static void be_the_client(const struct attempt *a, struct outcome *seen)
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (a->how == DEVICE && setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, "eth0", 5) < 0) {
 		failed(seen, "bind to device", errno);
+		return;
+	}
+	if (a->how == TRANSPARENT && make_transparent(fd, a) < 0) {
+		failed(seen, "make transparent", errno);
 		return;
 	}
 	if ((a->bind_address || a->bind_port) &&
@@ -837,32 +861,71 @@ static void parse_deviation(char *text, int line)
 	d->reason = strdup(d->reason);
 }
 
-/* The rows of the pod asked for, and every deviation. */
-static void load(void)
+/* A row of the pod itself about the same connection counts in place of one that it inherits. */
+static bool is_replaced(const struct row *inherited, int n_own)
 {
-	FILE *f = fopen(test.file, "re");
+	for (int i = 0; i < n_own; i++) {
+		const struct row *own = &test.rows[i];
+
+		if (!strcmp(own->who, inherited->who) && !strcmp(own->source, inherited->source) &&
+		    !strcmp(own->to, inherited->to) && !strcmp(own->how, inherited->how) &&
+		    !strcmp(own->forms, inherited->forms))
+			return true;
+	}
+	return false;
+}
+
+/* "like=POD" of a pod's line. */
+static void parse_settings(const char *text, char ret_like[static 64])
+{
+	const char *like = strstr(text, " like=");
+
+	if (like)
+		sscanf(like, " like=%63s", ret_like);
+}
+
+/* The rows of one pod; its deviations are everyone's, and read with the first pod. */
+static void load_pod(FILE *f, const char *pod, char ret_like[static 64])
+{
+	int n_own = test.n_rows, line = 0;
 	bool mine = false;
 	char text[1024];
-	int line = 0;
 
-	if (!f)
-		err(2, "%s", test.file);
+	rewind(f);
 	while (fgets(text, sizeof(text), f)) {
 		char first[16] = "", name[64] = "";
 
 		line++;
 		if (sscanf(text, "%15s %63s", first, name) < 1 || first[0] == '#')
 			continue;
-		if (!strcmp(first, "pod"))
-			mine = !strcmp(name, test.pod);
-		else if (!strcmp(first, "deviation"))
-			parse_deviation(text, line);
-		else if (mine)
+		if (!strcmp(first, "pod")) {
+			mine = !strcmp(name, pod);
+			if (mine)
+				parse_settings(text, ret_like);
+		} else if (!strcmp(first, "deviation")) {
+			if (!n_own)
+				parse_deviation(text, line);
+		} else if (mine) {
 			parse_row(text, line);
+			if (is_replaced(&test.rows[test.n_rows - 1], n_own))
+				test.n_rows--;
+		}
 	}
+	if (test.n_rows == n_own)
+		errx(2, "%s has no rows of pod %s", test.file, pod);
+}
+
+static void load(void)
+{
+	FILE *f = fopen(test.file, "re");
+	char like[64] = "", unused[64];
+
+	if (!f)
+		err(2, "%s", test.file);
+	load_pod(f, test.pod, like);
+	if (like[0])
+		load_pod(f, like, unused);
 	fclose(f);
-	if (!test.n_rows)
-		errx(2, "%s has no rows of pod %s", test.file, test.pod);
 }
 
 static void parse_options(int argc, char **argv)
@@ -876,6 +939,7 @@ static void parse_options(int argc, char **argv)
 		{"--engine", &test.engine},
 		{"--pod-netns", &test.pod_netns},
 		{"--world-netns", &test.world_netns},
+		{"--guest-netns", &test.guest_netns},
 		{"--cgroup", &test.cgroup},
 		{"--pod-userns", &test.pod_userns},
 		{"--only", &test.only},

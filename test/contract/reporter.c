@@ -2,7 +2,8 @@
 /*
  * The server of the contract test: tells every client what it sees of the connection.
  *
- *   reporter [--echo] [--workers N] [--reuseport] LABEL tcp:ADDR:PORT udp:ADDR:PORT dual:PORT ...
+ *   reporter [--echo] [--workers N] [--reuseport] [--transparent] LABEL
+ *            tcp:ADDR:PORT udp:ADDR:PORT dual:PORT ...
  *
  * A TCP client is sent one line and the end of the connection:
  *
@@ -11,7 +12,8 @@
  * odst4 and odst6 are SO_ORIGINAL_DST on SOL_IP and on SOL_IPV6: the length that came back and the
  * address, or "!" and the errno. A UDP client is sent the same line as a datagram from the address
  * it asked, without the odst fields. With --echo the TCP connection stays, and whatever comes back
- * after the line is echoed until the client ends.
+ * after the line is echoed until the client ends. With --transparent the listeners have
+ * IP_TRANSPARENT, as TPROXY needs them.
  *
  * The program returns once every socket listens; the server goes on in the background, and its
  * process id (the process group's, with several workers) is on standard output.
@@ -43,7 +45,7 @@ struct listener {
 
 static struct {
 	const char *label;
-	bool echo, reuseport;
+	bool echo, reuseport, transparent;
 	int workers;
 	struct listener listeners[LISTENERS_MAX];
 	int n_listeners;
@@ -67,6 +69,15 @@ static void set_option(int fd, int level, int name)
 	must(setsockopt(fd, level, name, &on, sizeof(on)), "setsockopt");
 }
 
+/* A dual-stack listener needs only the one of its own family: both set the same flag. */
+static void make_transparent(int fd, int family)
+{
+	if (family == AF_INET)
+		set_option(fd, SOL_IP, IP_TRANSPARENT);
+	else
+		set_option(fd, SOL_IPV6, IPV6_TRANSPARENT);
+}
+
 static void open_listener(const char *spec)
 {
 	struct listener *l = &server.listeners[server.n_listeners++];
@@ -87,6 +98,8 @@ static void open_listener(const char *spec)
 	set_option(l->fd, SOL_SOCKET, SO_REUSEADDR);
 	if (server.reuseport)
 		set_option(l->fd, SOL_SOCKET, SO_REUSEPORT);
+	if (server.transparent)
+		make_transparent(l->fd, at.any.sa_family);
 	if (dual)
 		must(setsockopt(l->fd, SOL_IPV6, IPV6_V6ONLY, &off, sizeof(off)), "V6ONLY");
 	else if (at.any.sa_family == AF_INET6)
@@ -313,13 +326,17 @@ int main(int argc, char **argv)
 			server.echo = true;
 		else if (!strcmp(argv[i], "--reuseport"))
 			server.reuseport = true;
+		else if (!strcmp(argv[i], "--transparent"))
+			server.transparent = true;
 		else if (!strcmp(argv[i], "--workers") && i + 1 < argc)
 			server.workers = atoi(argv[++i]);
 		else
 			errx(2, "unknown option %s", argv[i]);
 	}
 	if (argc - i < 2)
-		errx(2, "usage: reporter [--echo] [--workers N] [--reuseport] LABEL SPEC...");
+		errx(2,
+		     "usage: reporter [--echo] [--workers N] [--reuseport] [--transparent] LABEL "
+		     "SPEC...");
 	server.label = argv[i++];
 	raise_fd_limit();
 	for (; i < argc; i++)

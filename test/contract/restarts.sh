@@ -31,7 +31,7 @@ becomes_captured() { # NAME
 # have it is not trusted, and the pod's own connections to it are captured.
 scenario_address_gone() {
 	local name=address-gone
-	without_agent $name && return
+	without_agent && return
 	own_agent $name || return
 	fresh $name $name || return
 	with_proxy $name
@@ -55,7 +55,7 @@ scenario_address_gone() {
 # An address that two interfaces have is still the pod's own when one of them loses it.
 scenario_address_twice() {
 	local name=address-twice
-	without_agent $name && return
+	without_agent && return
 	fresh $name || return
 	with_proxy $name
 	ip -n $name -batch - <<-'BATCH'
@@ -84,7 +84,7 @@ remake_cgroup() { # DIR
 # What a kubelet that starts over does: no program is attached to the new cgroup by itself.
 scenario_cgroup_again() {
 	local before=cgroup-again-before after=cgroup-again-after dir=$cgroup_base/cgroup-again/kubepods
-	without_agent cgroup-again && return
+	only_for ebpf || return
 	agent_pods[cgroup-again]=$dir
 	agent_cgroup cgroup-again && make_cgroup "$dir" && own_agent cgroup-again || return
 	fresh $before cgroup-again || return
@@ -124,7 +124,7 @@ map_put() { # AGENT MAP KEY-BYTES
 scenario_leftovers() {
 	local first=leftovers-first second=leftovers-second id map
 	local -A live
-	without_agent leftovers && return
+	only_for ebpf || return
 	own_agent leftovers || return
 	fresh $first leftovers excludeOutboundPorts=9999 excludeOutboundIPRanges=10.99.0.2/32 || return
 	outbound_proxy $first separate
@@ -246,7 +246,7 @@ maps_become_old() { # AGENT
 
 scenario_new_maps() {
 	local name=new-maps way
-	without_agent $name && return
+	only_for ebpf || return
 	own_agent $name || return
 	fresh $name $name || return
 	outbound_proxy $name separate && inbound_proxy $name separate --echo
@@ -276,7 +276,7 @@ scenario_new_maps() {
 # pods have ended, and no other pod can be promised anything.
 scenario_new_maps_no_state() {
 	local name=new-maps-no-state next=new-maps-next way
-	without_agent $name && return
+	only_for ebpf || return
 	own_agent $name || return
 	fresh $name $name || return
 	with_proxy $name
@@ -312,7 +312,7 @@ scenario_new_maps_no_state() {
 # The runtime that brings the unknown pod itself, or takes it away, ends the matter at once.
 scenario_new_maps_unknown_pod() {
 	local name=new-maps-unknown next=new-maps-other op way
-	without_agent $name && return
+	only_for ebpf || return
 	own_agent $name || return
 	for op in add del; do
 		fresh $name $name || return
@@ -355,7 +355,7 @@ node_and_pod_are_idle() { # AGENT
 # way at that moment must not count for ever, nor count below nothing.
 scenario_sizes() {
 	local name=sizes options=()
-	without_agent $name && return
+	only_for ebpf || return
 	own_agent $name --max-pods 50 --max-handovers 1000 --max-handovers-per-pod 500 || return
 	fresh $name $name || return
 	with_proxy $name
@@ -381,7 +381,7 @@ scenario_sizes() {
 # While an agent moves its programs to another cgroup, both copies are attached for a moment.
 scenario_attached_twice() {
 	local name=attached-twice link id type dir=$cgroup_base/attached-twice/kubepods
-	without_agent $name && return
+	only_for ebpf || return
 	agent_pods["$name"]=$dir
 	agent_cgroup $name && make_cgroup "$dir" && own_agent $name || return
 	fresh $name $name dns=on || return
@@ -412,7 +412,7 @@ links_are_on() { # AGENT DIR
 # The programs move from one cgroup of the pods to another while connections come and go.
 scenario_links_move() {
 	local name=links-move outer=$cgroup_base/links-move inner=$cgroup_base/links-move/inner dir
-	without_agent $name && return
+	only_for ebpf || return
 	agent_pods["$name"]=$inner/pods
 	agent_cgroup $name && make_cgroup "$inner" && make_cgroup "$inner/pods" || return
 	own_agent $name || return

@@ -10,6 +10,7 @@
 
 BUILD_DIR=$(realpath -- "${BUILD_DIR:-build}")
 ENGINE=${ENGINE:-ebpf}
+IPTABLES=${IPTABLES:-auto}
 PROGRAMS=$BUILD_DIR/test/contract
 MATRIX=${MATRIX:-$(dirname "${BASH_SOURCE[0]}")/matrix.txt}
 
@@ -19,6 +20,7 @@ declare -A pod_cgroup      # NAME: where its processes run
 declare -A pod_agent       # NAME: run directory of the agent that has it
 declare -a agents=()       # process ids
 declare -a cgroups=()      # removed at the end, last first
+declare -a background=()   # process ids of whatever else must not outlive the test
 
 # shellcheck source=test/contract/reference.sh
 . "$(dirname "${BASH_SOURCE[0]}")/reference.sh"
@@ -39,6 +41,10 @@ rig_down() {
 	for id in "${!servers[@]}"; do
 		stop_servers "$id"
 	done
+	rm -f "$work/moving" "$work/flooding" # what goes on until they are gone
+	for id in "${background[@]}"; do
+		kill -9 "$id" 2>/dev/null
+	done
 	for id in "${agents[@]}"; do
 		kill "$id" 2>/dev/null
 		wait "$id" 2>/dev/null
@@ -46,6 +52,7 @@ rig_down() {
 	for id in "${!pod_cgroup[@]}"; do
 		ip netns del "$id" 2>/dev/null
 		ip netns del "$id-w" 2>/dev/null
+		ip netns del "$id-g" 2>/dev/null
 	done
 	for ((id = ${#cgroups[@]} - 1; id >= 0; id--)); do
 		dir=${cgroups[id]}
@@ -74,23 +81,34 @@ make_cgroup() { # DIR
 # ---- agents ------------------------------------------------------------------------------------
 
 # The processes of this agent's pods belong into its cgroup.
-agent_up() { # NAME [OPTION...]
-	local name=$1
+agent_start() { # NAME [OPTION...]
+	local name=$1 through=() mode=${agent_mode[$1]:-$ENGINE}
+	read -ra through <<<"${agent_through[$name]:-}"
 	[ -d "$cgroup_base" ] || make_cgroup "$cgroup_base" || return
 	[ -d "$cgroup_base/$name" ] || agent_cgroup "$name" || return
 	mkdir -p "$work/run-$name" "$work/bpf-$name"
-	"$BUILD_DIR/bin/sockmesh-agent" --run-dir "$work/run-$name" --bpffs-dir "$work/bpf-$name" \
-		--cgroup-root "$cgroup_base/$name" --kubernetes off --mode ebpf --accelerate off \
+	"${through[@]}" "$BUILD_DIR/bin/sockmesh-agent" --run-dir "$work/run-$name" \
+		--bpffs-dir "${agent_bpffs[$name]:-$work/bpf-$name}" \
+		--cgroup-root "${agent_cgroup_root[$name]:-$cgroup_base/$name}" --kubernetes off \
+		--mode "$mode" --iptables "$IPTABLES" --accelerate off \
 		"${@:2}" >"$work/agent-$name.log" 2>&1 &
 	agents+=($!)
 	agent_pid[$name]=$!
-	wait_for 10 "$PROGRAMS/enrol" "$work/run-$name" status || {
-		sed 's/^/# agent: /' "$work/agent-$name.log"
+}
+
+agent_up() { # NAME [OPTION...]; returns when it answers
+	agent_start "$@" || return
+	wait_for 10 "$PROGRAMS/enrol" "$work/run-$1" status || {
+		sed 's/^/# agent: /' "$work/agent-$1.log"
 		return 1
 	}
 }
 declare -A agent_pid
-declare -A agent_pods # NAME: where its pods' processes run, when it is not its cgroup's child "pods"
+declare -A agent_pods        # NAME: where its pods' processes run, if not in its cgroup's child "pods"
+declare -A agent_mode        # NAME: --mode, if it is not the engine that is tested
+declare -A agent_through     # NAME: the command that runs it (denied, with its options)
+declare -A agent_bpffs       # NAME: --bpffs-dir, if it is not its own directory
+declare -A agent_cgroup_root # NAME: --cgroup-root, if it is not its own cgroup
 
 agent_cgroup() { # NAME
 	[ -d "$cgroup_base" ] || make_cgroup "$cgroup_base"
@@ -130,7 +148,7 @@ as_pod() { # NAME UID GID COMMAND...
 	shift 3
 	[ ! -e "/run/netns/$name.user" ] || userns=(--userns "/run/netns/$name.user")
 	"$PROGRAMS/as" --cgroup "${pod_cgroup[$name]}" "${userns[@]}" --netns "/run/netns/$name" \
-		--uid "$uid" --gid "$gid" "$@"
+		--uid "$uid" --gid "$gid" --net-admin "${net_admin:-no}" "$@"
 }
 
 in_world() { # NAME COMMAND...
@@ -176,6 +194,33 @@ pod_up() { # NAME [AGENT [SHIFT]]
 	BATCH
 }
 
+# Namespace NAME-g is behind the pod's interface k0, as a virtual machine's is in a KubeVirt pod.
+guest_up() { # NAME
+	ip netns add "$1-g"
+	inside "$1" sh -c 'cd /proc/sys/net && echo 1 >ipv4/ip_forward &&
+		echo 1 >ipv6/conf/all/forwarding'
+	inside "$1-g" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
+	ip -n "$1" -batch - <<-BATCH
+		link add k0 type veth peer name g0 netns $1-g
+		link set k0 addrgenmode none
+		link set k0 up
+		address add 10.250.0.1/24 dev k0
+		address add fd00:250::1/64 dev k0 nodad
+	BATCH
+	ip -n "$1-g" -batch - <<-BATCH
+		link set lo up
+		link set g0 up
+		address add 10.250.0.2/24 dev g0
+		address add fd00:250::2/64 dev g0 nodad
+		route add default via 10.250.0.1
+		route add default via fd00:250::1
+	BATCH
+	ip -n "$1-w" -batch - <<-BATCH
+		route add 10.250.0.0/24 via 10.244.0.5
+		route add fd00:250::/64 via fd00:10::5
+	BATCH
+}
+
 pod_down() { # NAME
 	local id
 	for id in "${!servers[@]}"; do
@@ -183,7 +228,9 @@ pod_down() { # NAME
 	done
 	[ "$ENGINE" = reference ] || ! enrolled "$1" || agent_op "$1" del >/dev/null || :
 	ip netns del "$1-w"
+	[ ! -e "/run/netns/$1-g" ] || ip netns del "$1-g"
 	ip netns del "$1"
+	rm -f "$work/enrolled-$1"
 	[ ! -e "/run/netns/$1.user" ] || {
 		umount "/run/netns/$1.user"
 		rm "/run/netns/$1.user"
@@ -250,7 +297,12 @@ outbound_proxy() { # NAME SHAPE [OPTION...]
 }
 
 inbound_proxy() { # NAME SHAPE [OPTION...]
+	local net_admin=no
 	[ "$2" != loopback ] || set -- "$1" separate "${@:3}"
+	[ "$2" != transparent ] || {
+		set -- "$1" separate --transparent "${@:3}"
+		net_admin=yes
+	}
 	# shellcheck disable=SC2046
 	start_servers "$1" inbound as_pod "$1" 1337 1337 "$PROGRAMS/reporter" "${@:3}" inbound \
 		$(proxy_at 15006 "$2")
@@ -289,11 +341,17 @@ enrolled() { # NAME
 }
 
 enrol_in_agent() { # NAME, and `setting`
-	local key annotations=(sockmesh.io/redirection=sidecar)
-	[ "${setting[dns]:-off}" = off ] || annotations+=(sockmesh.io/dns-capture=true)
+	local key value annotations=(sockmesh.io/redirection=sidecar)
 	for key in "${!setting[@]}"; do
+		value=${setting[$key]}
 		case $key in
-		include* | exclude*) annotations+=("traffic.sidecar.istio.io/$key=${setting[$key]}") ;;
+		dns) [ "$value" = off ] || annotations+=(sockmesh.io/dns-capture=true) ;;
+		include* | exclude*) annotations+=("traffic.sidecar.istio.io/$key=$value") ;;
+		kubevirtInterfaces) annotations+=("traffic.sidecar.istio.io/$key=$value") ;;
+		rerouteInterfaces) annotations+=("istio.io/reroute-virtual-interfaces=$value") ;;
+		interceptionMode) annotations+=("sidecar.istio.io/$key=$value") ;;
+		proxyUIDs) annotations+=("sockmesh.io/proxy-uid=$value") ;;
+		proxyGIDs) annotations+=("sockmesh.io/proxy-gid=$value") ;;
 		esac
 	done
 	agent_op "$1" add "${annotations[@]}" >"$work/answer" 2>&1 || {
@@ -316,6 +374,7 @@ enrol_by_rules() { # NAME, and `setting`
 		}
 	done
 	ip -n "$1" address add ::6/128 dev lo nodad
+	reference_routes "$1"
 }
 
 enrol() { # NAME, and `setting`

@@ -5,23 +5,32 @@
 # redirects it. TAP on standard output. docs/testing.md has the details.
 #
 #   BUILD_DIR   where the programs are (build)
-#   ENGINE      ebpf, or reference: the rules of Istio in the kernel's NAT (ebpf)
+#   ENGINE      ebpf, nftables, iptables, or reference: the rules of Istio in the kernel's NAT; or
+#               several of them (ebpf nftables iptables)
+#   IPTABLES    the iptables engine's backend: legacy, nft or auto (auto)
 #   SCALE       ci or full: how large the long tests are (ci)
 #   ONLY        run only what contains this text: a pod of the matrix or a scenario
+#   PARTS       matrix: without the scenarios; or all (all)
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 if [ -z "${SOCKMESH_CONTRACT_PRIVATE:-}" ]; then
 	SOCKMESH_CONTRACT_PRIVATE=1 exec unshare --mount --propagation private "$0" "$@"
 fi
+ENGINES=${ENGINE:-ebpf nftables iptables}
 # shellcheck source=test/contract/rig.sh
 . test/contract/rig.sh
 # shellcheck source=test/contract/scenarios.sh
 . test/contract/scenarios.sh
 # shellcheck source=test/contract/restarts.sh
 . test/contract/restarts.sh
+# shellcheck source=test/contract/engines.sh
+. test/contract/engines.sh
+# shellcheck source=test/contract/moves.sh
+. test/contract/moves.sh
 
 SCALE=${SCALE:-ci}
 ONLY=${ONLY:-}
+PARTS=${PARTS:-all}
 
 result() { # STATUS CLAIM
 	if [ "$1" -eq 0 ]; then
@@ -40,23 +49,25 @@ selected() { # NAME
 	return 1
 }
 
-matrix_pod_up() { # NAME
-	pod_up "$1" main "${setting[userns]:-}" || return
+matrix_pod_up() { # NAME AGENT
+	pod_up "$1" "$2" "${setting[userns]:-}" || return
+	[ "${setting[guest]:-no}" = no ] || guest_up "$1"
 	case ${setting[servers]:-} in
 	before*) servers_up "$1" "${setting[listeners]:-separate}" ;;
 	esac
 }
 
-matrix_rows() { # NAME
-	local arguments=(--file "$MATRIX" --pod "$1" --engine "$ENGINE" --pod-netns "/run/netns/$1"
-		--world-netns "/run/netns/$1-w" --cgroup "${pod_cgroup[$1]}")
+matrix_rows() { # NAME [ENGINE]
+	local arguments=(--file "$MATRIX" --pod "$1" --engine "${2:-$ENGINE}"
+		--pod-netns "/run/netns/$1" --world-netns "/run/netns/$1-w" --cgroup "${pod_cgroup[$1]}")
+	[ "${setting[guest]:-no}" = no ] || arguments+=(--guest-netns "/run/netns/$1-g")
 	[ -z "${setting[userns]:-}" ] || arguments+=(--pod-userns "/run/netns/$1.user")
 	[ -z "${setting[settle-ms]:-}" ] || arguments+=(--settle-ms "${setting[settle-ms]}")
 	"$PROGRAMS/matrix" "${arguments[@]}" ||
 		[ $? -eq 1 ] || echo "not ok - $1: the matrix program ran to its end"
 }
 
-# What this engine cannot do it must refuse, and say so by the annotation's name.
+# What this engine cannot do it must refuse when it is forced, and say so by the annotation's name.
 matrix_refusal() { # NAME
 	local answer
 	answer=$(enrol "$1" 2>&1)
@@ -69,32 +80,65 @@ matrix_refusal() { # NAME
 	esac
 }
 
-matrix_pod() { # NAME
-	pod_settings "$1"
-	[ -e "/run/netns/$1" ] || matrix_pod_up "$1" || {
-		echo "not ok - $1: its namespaces and servers are there"
-		return
-	}
-	if [ "${setting[refused-by]:-}" = "$ENGINE" ]; then
-		matrix_refusal "$1"
+# An agent that may choose gives such a pod to an engine that can do it, and says why.
+matrix_falls_back() { # NAME
+	agent_mode[chooser]=auto
+	[ -n "${agent_pid[chooser]:-}" ] || agent_up chooser || {
+		echo "not ok - $1: an agent that chooses starts"
 		pod_down "$1"
-		return
-	fi
+		return 1
+	}
+	pod_agent[$1]=$work/run-chooser
+}
+
+matrix_fallback_is_told() { # NAME
+	expect "$1: falls back to nftables" '"engine":"nftables"' cat "$work/answer"
+	expect "$1: and says why" "${setting[refused-for]}" \
+		jq -r '.engineReason // "no reason"' "$work/answer"
+}
+
+matrix_enrolled_pod() { # NAME ENGINE
 	enrol "$1" || {
 		echo "not ok - $1: enrolled"
-		pod_down "$1"
 		return
 	}
 	[ -n "${servers[$1.app]:-}" ] || servers_up "$1" "${setting[listeners]:-separate}" || {
 		echo "not ok - $1: its servers are there"
-		pod_down "$1"
 		return
 	}
 	if [ "${setting[second]:-}" = after ]; then
 		ip -n "$1" address add 10.244.0.55/24 dev eth0
 		ip -n "$1" address add fd00:10::55/64 dev eth0 nodad
 	fi
-	matrix_rows "$1"
+	matrix_rows "$1" "$2"
+}
+
+# The agent for a pod whose settings are in part an agent's options, into `matrix_agent_is`.
+matrix_agent() { # NAME
+	local options=()
+	[ -z "${setting[ownerGroups]:-}" ] || options+=(--owner-groups "${setting[ownerGroups]}")
+	[ -z "${setting[ownerGroupsExclude]:-}" ] ||
+		options+=(--owner-groups-exclude "${setting[ownerGroupsExclude]}")
+	matrix_agent_is=main
+	[ "$ENGINE" != reference ] && [ ${#options[@]} -gt 0 ] || return 0
+	matrix_agent_is=$1
+	agent_up "$1" "${options[@]}"
+}
+
+matrix_pod() { # NAME
+	local engine=$ENGINE
+	pod_settings "$1"
+	[ -e "/run/netns/$1" ] || { matrix_agent "$1" && matrix_pod_up "$1" "$matrix_agent_is"; } || {
+		echo "not ok - $1: its namespaces and servers are there"
+		return
+	}
+	if [ "${setting[refused-by]:-}" = "$ENGINE" ]; then
+		matrix_refusal "$1"
+		engine=nftables
+		matrix_falls_back "$1" || return
+	fi
+	matrix_enrolled_pod "$1" "$engine"
+	[ "$engine" = "$ENGINE" ] || matrix_fallback_is_told "$1"
 	pod_down "$1"
 }
 
@@ -102,7 +146,7 @@ early_pods() {
 	local pod
 	for pod in $(pods_of_matrix); do
 		pod_settings "$pod"
-		[ "${setting[servers]:-}" != before-agent ] || ! selected "$pod" || matrix_pod_up "$pod"
+		[ "${setting[servers]:-}" != before-agent ] || ! selected "$pod" || matrix_pod_up "$pod" main
 	done
 }
 
@@ -118,6 +162,7 @@ run_all() {
 	for name in $(pods_of_matrix); do
 		! selected "$name" || matrix_pod "$name"
 	done
+	[ "$PARTS" = all ] || return 0
 	for name in $(declare -F | sed -n 's/^declare -f scenario_//p'); do
 		! selected "$name" || "scenario_$name"
 	done
@@ -130,11 +175,15 @@ number() {
 	     END { print "1.." n + 0; exit failed || !n }'
 }
 
-case $ENGINE in
-ebpf | reference) ;;
-*)
-	echo "run.sh: ENGINE \"$ENGINE\" is neither ebpf nor reference" >&2
-	exit 2
-	;;
-esac
-(run_all) | number
+for ENGINE in $ENGINES; do
+	case $ENGINE in
+	ebpf | nftables | iptables | reference) ;;
+	*)
+		echo "run.sh: ENGINE \"$ENGINE\" is none of ebpf, nftables, iptables, reference" >&2
+		exit 2
+		;;
+	esac
+done
+for ENGINE in $ENGINES; do
+	(run_all) | awk -v engine="$ENGINE" '{ sub(/^(not )?ok - /, "&" engine ": "); print; fflush() }'
+done | number

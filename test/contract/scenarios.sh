@@ -19,9 +19,14 @@ fresh() {
 	return 1
 }
 
-# Says so, and is true, when the engine is one without an agent.
-without_agent() { # CLAIM
-	[ "$ENGINE" = reference ] && echo "ok - $1 # SKIP the reference engine has no agent"
+# What an agent does is nothing that the reference has.
+without_agent() {
+	[ "$ENGINE" = reference ]
+}
+
+# For what only one engine has, its maps for example.
+only_for() { # ENGINE
+	[ "$ENGINE" = "$1" ]
 }
 
 # expect CLAIM WANTED COMMAND...: the output contains WANTED.
@@ -188,7 +193,7 @@ scenario_equal_tuples() {
 # Two agents with directories of their own; one is killed, and its pod stays redirected.
 scenario_two_agents() {
 	local first=two-agents-first second=two-agents-second
-	without_agent two-agents && return
+	without_agent && return
 	agent_up second || {
 		echo "not ok - two-agents: the second one starts"
 		return
@@ -232,10 +237,7 @@ no_handover_left() {
 }
 
 expect_no_handover_left() { # NAME
-	if [ "$ENGINE" = reference ]; then
-		echo "ok - $1: no hand-over is left # SKIP the reference engine has none"
-		return
-	fi
+	only_for ebpf || return
 	wait_for 5 no_handover_left
 	result $? "$1: no hand-over is left, and no place is taken"
 	no_handover_left || handovers_left | sed 's/^/#   /'
@@ -296,7 +298,7 @@ no_place_taken() {
 # of it. Beyond the limit connections are refused and counted, and the next pod still has its share.
 scenario_limits() {
 	local first=limits-first second=limits-second name
-	without_agent limits && return
+	only_for ebpf || return
 	agent_up limits --max-handovers-per-pod 8 --max-handovers 12 || {
 		echo "not ok - limits: the agent starts"
 		return
@@ -391,7 +393,7 @@ scenario_connect_fails_early() {
 # ::6 on lo is what makes a source of ::6 the proxy's own; without it, it is anybody's.
 scenario_passthrough_from_outside() {
 	local name=passthrough-from-outside
-	without_agent $name && return
+	without_agent && return
 	setting=()
 	pod_up $name main
 	inside $name sh -c 'echo 1 >/proc/sys/net/ipv6/conf/lo/disable_ipv6'
@@ -477,10 +479,10 @@ scenario_dns_servers() {
 	pod_down $name
 }
 
-# The kernel's NAT cannot tell whose listener it is.
+# The kernel's NAT cannot tell whose listener it is; sk_lookup can.
 scenario_listener_not_proxy() {
 	local name=listener-not-proxy
-	without_agent $name && return
+	only_for ebpf || return
 	fresh $name || return
 	# shellcheck disable=SC2046
 	start_servers $name impostor as_pod $name 1000 1000 "$PROGRAMS/reporter" impostor \
@@ -497,10 +499,7 @@ scenario_listener_not_proxy() {
 # Who listened as the proxy before the proxy became another user is not steered to any more.
 scenario_proxy_user_changes() {
 	local name=proxy-user-changes
-	if [ "$ENGINE" = reference ]; then
-		echo "ok - $name # SKIP the reference engine does not look at who listens"
-		return
-	fi
+	only_for ebpf || return
 	fresh $name || return
 	inbound_proxy $name separate
 	expect "$name: the proxy is reached" label=inbound dial_from_world $name "$POD4:8080"
@@ -517,7 +516,7 @@ long_counts() { # sets held and total
 	held=60000 total=100000
 	[ "$SCALE" = full ] || held=3000 total=5000
 	# The kernel's NAT has one range of ports for everything that goes to 127.0.0.1:15001.
-	[ "$ENGINE" != reference ] || held=3000 total=5000
+	[ "$ENGINE" = ebpf ] || held=3000 total=5000
 }
 
 scenario_long_concurrent() {

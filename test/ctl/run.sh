@@ -41,11 +41,15 @@ json() { # TEXT EXPRESSION: what Python makes of it, with the object as `o`
 	python3 -c 'import json, sys; o = json.loads(sys.argv[1]); print(eval(sys.argv[2]))' "$1" "$2"
 }
 
-STATUS='{"v":1,"ok":true,"version":"0.1.0","engine":"ebpf","engineReason":"everything it needs is there","uptimeSeconds":3725,"pods":{"redirected":2,"skipped":1,"orphaned":0},"runDir":"/run/x","bpffsDir":"/sys/fs/bpf/x","cgroup":"/sys/fs/cgroup","mesh":"istio","counters":{"events":{"no-listener":3,"original-dst":0},"handovers":4,"limits":{}}}'
+STATUS='{"v":1,"ok":true,"version":"0.1.0","engine":"ebpf","engineReason":"everything it needs is there","uptimeSeconds":3725,"pods":{"redirected":2,"skipped":1,"orphaned":0},"runDir":"/run/x","bpffsDir":"/sys/fs/bpf/x","cgroup":"/sys/fs/cgroup","mesh":"istio","counters":{"events":{"no-listener":3,"original-dst":0},"handovers":4,"limits":{},"engines":{"ebpf":2,"nftables":0,"iptables":0},"healed":0,"moves":0,"fallbacks":0}}'
+STATUS_MOVED='{"v":1,"ok":true,"version":"0.1.0","engine":"ebpf","engineReason":"everything it needs is there","uptimeSeconds":3,"pods":{"redirected":5,"skipped":1,"orphaned":0,"engines":{"ebpf":3,"nftables":2,"iptables":0}},"counters":{"healed":0,"moves":7,"fallbacks":2}}'
 PODS='{"v":1,"ok":true,"pods":[{"namespace":"shop","name":"web","uid":"u1","containerId":"c1","ifName":"eth0","decision":"redirect","reason":"has a sidecar","engine":"ebpf","ips":["10.0.0.2","fd00::2"],"since":"2026-01-02T03:04:05Z"},{"namespace":"default","name":"db","containerId":"c2","ifName":"eth0","decision":"skip","reason":"no sidecar","engine":"none","ips":["10.0.0.3"],"since":"2026-01-02T03:04:06Z"},{"containerId":"0123456789abcdef","ifName":"eth0","decision":"skip","reason":"not a pod","ips":[]}]}'
 POD='{"v":1,"ok":true,"pod":{"namespace":"shop","name":"web","uid":"u1","containerId":"c1","ifName":"eth0","decision":"redirect","reason":"has a sidecar","engine":"ebpf","ips":["10.0.0.2"],"netns":"/run/netns/web","cookie":"4097","cgroup":"/kubepods/web","since":"2026-01-02T03:04:05Z"},"rules":[{"name":"out-port-excluded","sentence":"the port is excluded","direction":"outbound","verdict":"pass","port":0},{"name":"out-all","sentence":"everything else","direction":"outbound","verdict":"redirect","port":15001},{"name":"in-all","sentence":"all that comes in","direction":"inbound","verdict":"redirect","port":15006}],"lists":{"outboundExcludePorts":[9090,9091],"includePrefixes":[]},"counters":{"verdicts":{"out-all":17},"events":{"dns-overflow":2}}}'
 EXPLAIN='{"v":1,"ok":true,"verdict":"redirect","port":15001,"rule":"out-all","sentence":"everything else goes to the proxy","inbound":false,"to":"[fd00::9]:443","protocol":"tcp","uid":1000,"gid":1001,"destinationIsLocal":true}'
 PROBE='{"v":1,"ok":true,"probe":{"release":"6.1.0","ebpf":true,"summary":"everything required is there","cgroup":"/sys/fs/cgroup","facilities":[{"name":"BTF","how":"h","without":"no CO-RE","required":true,"found":true,"detail":"/sys/kernel/btf/vmlinux"},{"name":"iter/tcp","how":"h","without":"old listeners are not found","required":false,"found":false,"detail":"EPERM"}],"foreign":[{"attachType":"connect4","name":"cil_sock4","cgroup":"/sys/fs/cgroup","id":7,"runsBeforeOurs":false}]}}'
+
+MOVED='{"v":1,"ok":true,"pod":{"namespace":"shop","name":"vm","containerId":"c9","ifName":"eth0","decision":"redirect","reason":"has a sidecar","engine":"nftables","engineReason":"rules about interfaces need netfilter","draining":["ebpf","iptables"],"ips":[]},"rules":[{"name":"in-all","sentence":"all that comes in","direction":"inbound","verdict":"tproxy","port":15006}],"lists":{"excludeInterfaces":["eth1","net1"]},"counters":{}}'
+ENGINES='{"v":1,"ok":true,"engine":"nftables","engineReason":"--mode says so","probe":{"release":"6.1.0","ebpf":true,"summary":"s","cgroup":"/c","auto":"ebpf","engines":[{"name":"ebpf","usable":true,"summary":"all there"},{"name":"nftables","usable":true,"summary":"all there too"},{"name":"iptables","usable":false,"summary":"cannot run without iptables nat"}],"facilities":[{"name":"nft owner","engine":"nftables","how":"added a rule","without":"x","required":true,"found":true,"detail":""},{"name":"iptables nat","engine":"iptables","how":"h","without":"nothing can be redirected","required":true,"found":false,"detail":"no iptables that works"}],"foreign":[]}}'
 
 # ---- command line --------------------------------------------------------------------------------
 
@@ -154,6 +158,18 @@ status_for_people() {
 	case $out in *original-dst*) echo "shows a counter of zero"; return 1 ;; esac
 }
 
+status_tells_engines_and_what_the_agent_did() {
+	with_agent text "$STATUS_MOVED" status
+	check_equal "$status" 0 status
+	for word in "5 redirected, 1 skipped" "3 by ebpf" "2 by nftables" "7 pods moved" \
+		"Since start" "2 pods that the preferred"; do
+		check_has "$out" "$word"
+	done
+	case $out in *"by iptables"* | *healed*) echo "shows a count of zero"; return 1 ;; esac
+	with_agent text "$STATUS" status
+	case $out in *"by ebpf"* | *"Since start"*) echo "says what is no news"; return 1 ;; esac
+}
+
 status_without_engine_is_1() {
 	with_agent text "${STATUS/'"ebpf"'/null}" status
 	check_equal "$status" 1 status
@@ -202,6 +218,26 @@ pod_shows_rules_in_order() {
 		/in-all/ { c = NR } END { exit !(a && a < b && b < c) }'
 }
 
+pod_shows_its_engine_why_and_what_drains() {
+	with_agent text "$MOVED" pod shop/vm
+	check_equal "$status" 0 status
+	for word in "nftables" "not the preferred one: rules about interfaces need netfilter" \
+		"ebpf, iptables, for connections from before" "TPROXY to port 15006" \
+		"excludeInterfaces: eth1, net1"; do
+		check_has "$out" "$word"
+	done
+	with_agent text "$POD" pod shop/web
+	case $out in *preferred* | *Draining*) echo "says what is no news"; return 1 ;; esac
+}
+
+pods_mark_other_engines() {
+	local pods
+	pods=$(python3 -c 'import json, sys
+print(json.dumps({"v": 1, "ok": True, "pods": [json.loads(sys.argv[1])["pod"]]}))' "$MOVED")
+	with_agent text "$pods" pods
+	check_has "$out" "nftables* (ebpf, iptables drains)"
+}
+
 unknown_pod_is_1() { # ARG...
 	with_agent text '{"v":1,"ok":false,"code":"not-found","message":"no pod a/b","retry":false}' "$@"
 	check_equal "$status" 1 status
@@ -226,6 +262,25 @@ explain_is_0_when_it_passes() {
 	check_equal "$(json "$request" '(o["to"], o["udp"])')" "('1.2.3.4:53', True)" request
 	check_has "$out" UDP
 	check_has "$out" "passes the proxy by"
+}
+
+explain_by_interface_and_tproxy() {
+	with_agent text '{"v":1,"ok":true,"verdict":"tproxy","port":15006,"rule":"out-tproxy-self","sentence":"s"}' \
+		explain --pod a/b --to 10.0.0.2:15008 --uid 1337 --interface net1
+	check_equal "$status" 0 status
+	check_equal "$(json "$request" 'o["interface"]')" net1 request
+	check_has "$out" "by net1"
+	check_has "$out" "goes to the proxy's inbound port 15006, addresses unchanged"
+}
+
+probe_tells_engines_and_the_choice() {
+	with_agent text "$ENGINES" probe
+	check_equal "$status" 0 status
+	for word in "usable: all there too" "not usable: cannot run without iptables nat" \
+		"would take ebpf" "nftables: --mode says so" "nothing can be redirected (no iptables"; do
+		check_has "$out" "$word"
+	done
+	printf '%s\n' "$out" | grep -q "nft owner  *nftables  *found  *added a rule"
 }
 
 probe_tells_found_missing_and_consequence() {
@@ -320,11 +375,14 @@ tap_test "an answer that is neither yes nor no: 4" bad_answer_is_4 '{"v":1}'
 tap_test "a refusal: 4, with its message" refusal_is_4_with_its_message
 tap_test "status for people" status_for_people
 tap_test "status as JSON" json_is_the_whole_answer "$STATUS" 0 status
+tap_test "status tells engines and what the agent did" status_tells_engines_and_what_the_agent_did
 tap_test "status without an engine: 1" status_without_engine_is_1
 tap_test "pods sorted and aligned" pods_are_sorted_and_aligned
 tap_test "pods as JSON" json_is_the_whole_answer "$PODS" 0 pods
 tap_test "a long answer comes in parts" long_answers_come_in_parts
 tap_test "pod shows its rules in order" pod_shows_rules_in_order
+tap_test "pod shows its engine, why, and what drains" pod_shows_its_engine_why_and_what_drains
+tap_test "pods mark other engines" pods_mark_other_engines
 tap_test "pod as JSON" json_is_the_whole_answer "$POD" 0 pod shop/web
 tap_test "pod that is not there: 1" unknown_pod_is_1 pod a/b
 tap_test "explain asks and answers" explain_asks_and_answers
@@ -332,6 +390,9 @@ tap_test "explain is 0 whatever the verdict" explain_is_0_when_it_passes
 tap_test "explain as JSON" json_is_the_whole_answer "$EXPLAIN" 0 explain --pod a/b --to 1.2.3.4:80
 tap_test "explain of a pod that is not there: 1" unknown_pod_is_1 explain --pod a/b --to 1.2.3.4:80
 tap_test "probe tells found, missing and the consequence" probe_tells_found_missing_and_consequence
+tap_test "explain by interface, and TPROXY" explain_by_interface_and_tproxy
+tap_test "probe tells engines and the choice" probe_tells_engines_and_the_choice
+tap_test "probe with engines as JSON" json_is_the_whole_answer "$ENGINES" 0 probe
 tap_test "probe as JSON" json_is_the_whole_answer "$PROBE" 0 probe
 tap_test "control characters from pods are escaped" control_characters_are_escaped
 tap_test "control characters of a refusal are escaped" hostile_refusal_is_escaped

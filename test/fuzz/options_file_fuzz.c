@@ -12,7 +12,8 @@ static void check_usable(const struct options *o)
 {
 	if (o->run_dir[0] != '/' || o->redirect.bpffs_dir[0] != '/' || !o->redirect.max_pods ||
 	    !o->redirect.max_handovers || !o->policy.mesh.name || !o->policy.mesh.outbound_port ||
-	    !o->policy.mesh.inbound_port || o->policy.loopback4.length < IP_V4_PREFIX_BITS)
+	    !o->policy.mesh.inbound_port || o->policy.loopback4.length < IP_V4_PREFIX_BITS ||
+	    !o->redirect.iptables[0] || o->reconcile_ms < 1000 || o->reconcile_ms > 3600 * 1000)
 		abort();
 	for (size_t i = 0; o->policy.own_pods[i]; i++)
 		if (!o->policy.own_pods[i][0])

@@ -9,6 +9,7 @@
 #include "redirect_plan.h"
 
 #include <errno.h>
+#include <net/if.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -37,12 +38,30 @@ static void check_flow(const struct redirect_plan *plan, const struct plan_flow 
 	const struct plan_rule *rule = redirect_plan_decide(plan, flow);
 
 	REQUIRE((unsigned)rule->id < RULE_ID_COUNT_ && *plan_rule_name(rule->id));
-	REQUIRE((rule->verdict == PLAN_REDIRECT) == (rule->port != 0));
+	REQUIRE((rule->verdict != PLAN_PASS) == (rule->port != 0));
+	REQUIRE(rule->verdict != PLAN_TPROXY || plan->tproxy);
 	/* Of UDP nothing but the app's DNS is ever taken. */
 	REQUIRE(!flow->udp || rule->verdict == PLAN_PASS || rule->id == RULE_OUT_DNS_UDP);
 	/* What the proxy sends elsewhere never comes back to it. */
 	REQUIRE(flow->inbound || flow->destination_is_local || rule->verdict == PLAN_PASS ||
 		flow->uid != plan->proxy_uids.ids[0] || ip_address_is_loopback(&flow->destination));
+}
+
+static void check_names(const struct name_list *list)
+{
+	for (size_t i = 0; i < list->n; i++) {
+		const char *name = list->names[i];
+		size_t n = strlen(name);
+
+		REQUIRE(n > 0 && n < IFNAMSIZ && name[n - 1] != '+');
+		for (size_t k = 0; k < n; k++)
+			REQUIRE(name[k] > ' ' && name[k] < 0x7f && !strchr("\"/\\", name[k]));
+	}
+}
+
+static const char *first_name(const struct name_list *list)
+{
+	return list->n ? list->names[0] : NULL;
 }
 
 static void check_plan(const struct pod_decision *d)
@@ -57,17 +76,22 @@ static void check_plan(const struct pod_decision *d)
 	REQUIRE(redirect_plan_build(&d->settings, &again, &err) == 0);
 	REQUIRE(redirect_plan_equal(plan, again));
 	redirect_plan_free(again);
+	check_names(&plan->exclude_interfaces);
+	check_names(&plan->reroute_interfaces);
 	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
 		struct plan_flow flow = {.uid = plan->proxy_uids.ids[0]};
 
 		REQUIRE(ip_address_parse(places[i], &flow.destination, &err) == 0);
 		flow.destination_is_local = ip_address_is_unspecified(&flow.destination);
 		for (size_t k = 0; k < sizeof(ports) / sizeof(ports[0]); k++) {
-			for (unsigned bits = 0; bits < 8; bits++) {
+			for (unsigned bits = 0; bits < 32; bits++) {
 				flow.port = ports[k];
 				flow.udp = bits & 1;
 				flow.inbound = bits & 2;
 				flow.uid = bits & 4 ? plan->proxy_uids.ids[0] : 1000;
+				flow.interface = bits & 8    ? first_name(&plan->exclude_interfaces)
+						 : bits & 16 ? first_name(&plan->reroute_interfaces)
+							     : NULL;
 				check_flow(plan, &flow);
 			}
 		}

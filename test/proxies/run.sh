@@ -4,8 +4,9 @@
 # Real proxies as sidecars, Envoy and HAProxy: requests between pods, both families, what each
 # side sees, and what happens while a proxy is down, restarts or reloads. TAP.
 #
-# ENGINE=istio-iptables runs the same expectations against the rules that Istio's plugin writes:
-# they are then the reference that the tests themselves are checked with.
+# Runs with every engine; ENGINES names others than all three. ENGINES=istio-iptables runs the same
+# expectations against the rules that Istio's plugin writes: they are then the reference that the
+# tests themselves are checked with.
 
 set -euo pipefail
 
@@ -25,19 +26,23 @@ LIB_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../lib" && pwd)
 # shellcheck source=test/lib/istio_iptables.sh
 . "$LIB_DIR/istio_iptables.sh"
 
-ENGINE=${ENGINE:-ebpf}
+ENGINES=${ENGINES:-ebpf nftables iptables}
 APP_PORT=8080
 SCALE=${SCALE:-ci}
 
 # ---- set-up ------------------------------------------------------------------------------------
 
+is_ours() {
+	[ "$ENGINE" != istio-iptables ]
+}
+
 # Pods a and b have a sidecar, plain has none; b and plain have a server.
 make_pods() {
 	local pod
 	POD_CONFLIST=$NODE_DIR/net.conflist
-	if [ "$ENGINE" = ebpf ]; then
+	if is_ours; then
 		cni_conflist "$POD_CONFLIST" "$(cni_sockmesh_entry)"
-		agent_start --mode ebpf
+		agent_start --mode "$ENGINE"
 	else
 		cni_conflist "$POD_CONFLIST"
 	fi
@@ -45,7 +50,7 @@ make_pods() {
 	pod_add plain
 	for pod in a b; do
 		pod_add "$pod" "$SIDECAR_ANNOTATION"
-		[ "$ENGINE" = ebpf ] || istio_iptables_apply "$pod"
+		is_ours || istio_iptables_apply "$pod"
 	done
 	for pod in b plain; do
 		pod_start app "$pod" app "$APP_UID" "$PYTHON" -I "$NODE_DIR/http_echo.py" "$APP_PORT"
@@ -321,6 +326,15 @@ test_books() {
 	jq -e '[.. | .events? | objects | ."no-listener"] | add > 0' <<<"$counters"
 }
 
+test_rule_books() {
+	local pod
+	ctl status -o json | jq -e '.counters.healed == 0 and .counters.moves == 0'
+	for pod in a b; do
+		ctl pod "demo/$pod" -o json |
+			jq -e '.counters.verdicts | ."out-all" > 0 and ."in-all" > 0 and ."out-proxy-uid" > 0'
+	done
+}
+
 no_handovers() {
 	ctl status -o json | jq -e '.counters.handovers == 0'
 }
@@ -328,71 +342,82 @@ no_handovers() {
 # ---- one run per proxy -------------------------------------------------------------------------
 
 run_family() { # FAMILY
-	tap_test "$PROXY_KIND, IPv$1: a request passes both sidecars, each saw the original destination" \
+	tap_test "$ENGINE: $PROXY_KIND, IPv$1: a request passes both sidecars, each saw the original destination" \
 		test_both "$1"
-	tap_test "$PROXY_KIND, IPv$1: from a pod without a sidecar, inbound only, the client's address is seen" \
+	tap_test "$ENGINE: $PROXY_KIND, IPv$1: from a pod without a sidecar, inbound only, the client's address is seen" \
 		test_inbound_only "$1"
-	tap_test "$PROXY_KIND, IPv$1: to a pod without a sidecar, outbound only" test_outbound_only "$1"
-	tap_test "$PROXY_KIND, IPv$1: the proxy's own connections are not captured" test_proxy_is_exempt "$1"
-	tap_test "$PROXY_KIND, IPv$1: a port where nothing listens still reaches the proxy" test_closed_port "$1"
-	tap_test "$PROXY_KIND, IPv$1: an app that calls its own pod does so directly" test_self "$1"
-	tap_test "$PROXY_KIND, IPv$1: 20 MB arrive as they were sent" test_bytes "$1"
-	tap_test "$PROXY_KIND, IPv$1: many connections at once, none lost, none past a sidecar" \
+	tap_test "$ENGINE: $PROXY_KIND, IPv$1: to a pod without a sidecar, outbound only" test_outbound_only "$1"
+	tap_test "$ENGINE: $PROXY_KIND, IPv$1: the proxy's own connections are not captured" test_proxy_is_exempt "$1"
+	tap_test "$ENGINE: $PROXY_KIND, IPv$1: a port where nothing listens still reaches the proxy" test_closed_port "$1"
+	tap_test "$ENGINE: $PROXY_KIND, IPv$1: an app that calls its own pod does so directly" test_self "$1"
+	tap_test "$ENGINE: $PROXY_KIND, IPv$1: 20 MB arrive as they were sent" test_bytes "$1"
+	tap_test "$ENGINE: $PROXY_KIND, IPv$1: many connections at once, none lost, none past a sidecar" \
 		test_concurrent "$1"
 }
 
-# HAProxy asks the kernel for IPv4 originals only; with sk_lookup its IPv6 listener needs no
-# answer, because the accepted socket's own address is the original destination.
+# HAProxy asks the kernel for IPv4 originals only, so of IPv6 behind netfilter it learns nothing.
+# With sk_lookup its IPv6 listener needs no answer, because the accepted socket's own address is the
+# original destination.
 run_haproxy_ipv6() {
-	if [ "$ENGINE" != ebpf ]; then
-		tap_skip "haproxy, IPv6 inbound" "HAProxy does not ask netfilter for IPv6 originals"
-		return
-	fi
-	tap_test "haproxy, IPv6: from a pod without a sidecar, inbound only, the client's address is seen" \
+	[ "$ENGINE" = ebpf ] || return 0
+	tap_test "$ENGINE: haproxy, IPv6: from a pod without a sidecar, inbound only, the client's address is seen" \
 		test_inbound_only 6
-	tap_test "haproxy, IPv6: a port where nothing listens still reaches the proxy" test_closed_port 6
+	tap_test "$ENGINE: haproxy, IPv6: a port where nothing listens still reaches the proxy" test_closed_port 6
 }
 
 run_proxy() { # envoy|haproxy
 	if ! proxy_choose "$1"; then
-		tap_skip "$1 as sidecar" "$PROXY_WHY"
+		tap_skip "$ENGINE: $1 as sidecar" "$PROXY_WHY"
 		return
 	fi
-	tap_test "$1 starts as sidecar of two pods" sidecars_start
+	tap_test "$ENGINE: $1 starts as sidecar of two pods" sidecars_start
 	# The test ran in a subshell; this shell needs to know the processes as well.
 	proxy_find a
 	proxy_find b
 	run_family 4
 	if [ "$1" = envoy ]; then
 		run_family 6
-		tap_test "envoy: two hot restarts under load, every request answered through the sidecar" \
+		tap_test "$ENGINE: envoy: two hot restarts under load, every request answered through the sidecar" \
 			test_envoy_hot_restart
 		proxy_find b
 	else
 		run_haproxy_ipv6
-		tap_test "haproxy: five reloads under load, every request answered through the sidecar" \
+		tap_test "$ENGINE: haproxy: five reloads under load, every request answered through the sidecar" \
 			test_haproxy_reload
 	fi
-	tap_test "$1: killed on the server's side, connections are refused, none bypasses it" \
+	tap_test "$ENGINE: $1: killed on the server's side, connections are refused, none bypasses it" \
 		test_inbound_proxy_down
-	tap_test "$1: killed on the client's side, connections are refused, none bypasses it" \
+	tap_test "$ENGINE: $1: killed on the client's side, connections are refused, none bypasses it" \
 		test_outbound_proxy_down
-	tap_test "$1: restarted on both sides" sidecars_start
-	tap_test "$1: requests pass both sidecars again" test_both 4
+	tap_test "$ENGINE: $1: restarted on both sides" sidecars_start
+	tap_test "$ENGINE: $1: requests pass both sidecars again" test_both 4
 	proxy_kill a
 	proxy_kill b
 }
 
-main() {
-	[ "$ENGINE" != ebpf ] || [ -x "$BIN_DIR/sockmesh-agent" ] || die "no $BIN_DIR/sockmesh-agent: run make first"
+run_engine() { # ENGINE
+	ENGINE=$1
 	node_open proxies
-	trap node_close EXIT
-	trap 'exit 130' INT TERM HUP
 	make_pods
 	run_proxy envoy
 	run_proxy haproxy
-	[ "$ENGINE" != ebpf ] || tap_test "the agent counted no lost hand-over, and every connection that found no proxy" \
-		test_books
+	if [ "$ENGINE" = ebpf ]; then
+		tap_test "the agent counted no lost hand-over, and every connection that found no proxy" \
+			test_books
+	elif is_ours; then
+		tap_test "$ENGINE: the agent found nothing to heal, and counts what it redirected" test_rule_books
+	fi
+	node_close
+}
+
+main() {
+	local engine
+	[ -x "$BIN_DIR/sockmesh-agent" ] || die "no $BIN_DIR/sockmesh-agent: run make first"
+	trap node_close EXIT
+	trap 'exit 130' INT TERM HUP
+	for engine in $ENGINES; do
+		run_engine "$engine"
+	done
 	tap_done
 }
 

@@ -233,7 +233,7 @@ TEST(requests_survive_encoding)
 		REQUEST("\"gc\",\"valid\":[]"),
 		REQUEST("\"explain\",\"pod\":{\"namespace\":\"n\",\"name\":\"p\"},\"to\":\"[fd00::"
 			"1]:80\","
-			"\"uid\":0,\"gid\":4294967294,\"udp\":true"),
+			"\"uid\":0,\"gid\":4294967294,\"udp\":true,\"interface\":\"net1\""),
 		REQUEST("\"status\""),
 	};
 

@@ -129,6 +129,27 @@ TEST(every_facility_says_how_and_what_follows)
 	return TEST_OK;
 }
 
+TEST(what_has_a_stand_in_is_not_required)
+{
+	scoped_probe struct kernel_probe *probe = NULL;
+	const struct probe_facility *cookie, *iterator;
+	struct error err = {0};
+
+	if (geteuid() != 0)
+		return TEST_SKIP;
+	CHECK_EQ(kernel_probe_run(NULL, "/sys/fs/bpf/sockmesh", NULL, 0, &probe, &err), 0);
+	cookie = facility(probe, "SO_NETNS_COOKIE");
+	CHECK(!cookie->required);
+	CHECK_EQ(facility(probe, "netns cookie in connect")->required, cookie->found);
+	CHECK_EQ(facility(probe, "netns cookie in sockops")->required, cookie->found);
+	iterator = facility(probe, "iter/tcp");
+	CHECK(!iterator->required);
+	CHECK_EQ(facility(probe, "listener lookup")->required, !iterator->found);
+	/* Since Linux 5.8, and so on every kernel that this test runs on. */
+	CHECK(facility(probe, "listener lookup")->found);
+	return TEST_OK;
+}
+
 TEST(no_cgroup2_is_named_and_not_usable)
 {
 	scoped_probe struct kernel_probe *probe = NULL;
@@ -262,7 +283,7 @@ TEST(json_has_every_member)
 	json_t *json;
 
 	CHECK_EQ(kernel_probe_run(NULL, "/sys/fs/bpf/sockmesh", NULL, 0, &probe, &err), 0);
-	json = kernel_probe_json(probe);
+	json = kernel_probe_json(probe, NULL);
 	CHECK(json);
 	CHECK_STR(json_string_value(json_object_get(json, "release")), probe->release);
 	CHECK_EQ(json_is_true(json_object_get(json, "ebpf")), probe->ebpf);

@@ -228,3 +228,22 @@ TEST(mapping_ids_leaves_no_child_behind)
 	CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
 	return TEST_OK;
 }
+
+TEST(namespaces_are_numbered_as_the_kernel_can)
+{
+	struct error err = {0};
+	bool by_inode = false;
+	struct netns_id id;
+	struct stat st;
+	struct nested n;
+
+	if (nested_new(&n, NULL))
+		return TEST_SKIP;
+	CHECK(!netns_numbered_by_inode(&by_inode, &err));
+	CHECK(!netns_identify(n.netns_fd, &id, &err) && !fstat(n.netns_fd, &st));
+	CHECK(id.ino == st.st_ino && id.dev == st.st_dev);
+	/* Cookies are counted from one; inode numbers of namespaces begin at 0xf0000000. */
+	CHECK_EQ(id.cookie == id.ino, by_inode);
+	nested_free(&n);
+	return TEST_OK;
+}

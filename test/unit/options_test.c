@@ -48,6 +48,9 @@ TEST(defaults_are_the_documented_ones)
 	CHECK_STR(o.redirect.bpffs_dir, "/sys/fs/bpf/sockmesh");
 	CHECK(!o.redirect.cgroup_root && !o.cgroup_root_given);
 	CHECK_EQ(o.redirect.mode, REDIRECT_AUTO);
+	CHECK_STR(o.redirect.iptables, "auto");
+	CHECK_EQ(o.reconcile_ms, 30000);
+	CHECK(!o.policy.drop_invalid);
 	CHECK_EQ(o.redirect.max_pods, 1024);
 	CHECK_EQ(o.redirect.max_handovers, 120000);
 	CHECK_EQ(o.redirect.max_handovers_per_pod, 30000);
@@ -107,12 +110,16 @@ TEST(wrong_flags_and_variables_are_named)
 		{{"--config"}, "--config needs a value"},
 		{{"--uninstall=yes"}, "--uninstall takes no value"},
 		{{"--mode", "fast"}, "--mode"},
-		{{"--mode", "nftables"}, "not built yet"},
-		{{"--mode", "iptables"}, "not built yet"},
+		{{"--mode", "nft"}, "not one of auto|ebpf|nftables|iptables"},
+		{{"--iptables", "iptables-nft"}, "not one of auto|legacy|nft"},
+		{{"--drop-invalid", "true"}, "yes or no"},
+		{{"--reconcile-seconds", "0"}, "from 1 to 3600"},
+		{{"--reconcile-seconds", "3601"}, "from 1 to 3600"},
+		{{"SOCKMESH_RECONCILE_SECONDS=1m"}, "SOCKMESH_RECONCILE_SECONDS"},
 		{{"--install-cni", "yes"}, "not built yet"},
 		{{"--proxy-identity", "cgroup"}, "not built yet"},
 		{{"--install-cni", "maybe"}, "yes or no"},
-		{{"SOCKMESH_MODE=nftables"}, "SOCKMESH_MODE"},
+		{{"SOCKMESH_MODE=Nftables"}, "SOCKMESH_MODE"},
 		{{"SOCKMESH_MAX_PODS=0"}, "SOCKMESH_MAX_PODS"},
 		{{"--max-pods", "-1"}, "--max-pods"},
 		{{"--max-pods", "1e3"}, "--max-pods"},
@@ -176,7 +183,11 @@ TEST(wrong_files_are_refused_by_file_and_key)
 		{"{\"own-pods\":[1]}", "own-pods[0]"},
 		{"{\"own-pods\":[\"a/b\",\"\"]}", "own-pods[1]"},
 		{"{\"own-pods\":[\"a/b,c/d\"]}", "own-pods[0]"},
-		{"{\"mode\":\"iptables\"}", "not built yet"},
+		{"{\"mode\":\"xtables\"}", "not one of"},
+		{"{\"install-cni\":true}", "not built yet"},
+		{"{\"drop-invalid\":\"yes\"}", "drop-invalid must be true or false"},
+		{"{\"reconcile-seconds\":0}", "reconcile-seconds"},
+		{"{\"iptables\":true}", "iptables must be a string"},
 		{"{\"run-dir\":\"/a\",\"run-dir\":\"/b\"}", "run-dir"},
 	};
 
@@ -191,6 +202,47 @@ TEST(wrong_files_are_refused_by_file_and_key)
 		CHECK_HAS(err.text, path);
 		unlink(path);
 	}
+	return TEST_OK;
+}
+
+TEST(every_engine_can_be_asked_for)
+{
+	static const struct {
+		const char *text;
+		enum redirect_mode mode;
+	} modes[] = {{"auto", REDIRECT_AUTO},
+		     {"ebpf", REDIRECT_EBPF},
+		     {"nftables", REDIRECT_NFTABLES},
+		     {"iptables", REDIRECT_IPTABLES}};
+	struct options o;
+	struct error err = {0};
+
+	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+		CHECK(!parse(WORDS("--mode", modes[i].text, "SOCKMESH_IPTABLES=legacy"), &o, &err));
+		CHECK_EQ(o.redirect.mode, modes[i].mode);
+		CHECK_STR(o.redirect.iptables, "legacy");
+		options_done(&o);
+	}
+	return TEST_OK;
+}
+
+TEST(the_reconciler_and_invalid_packets_are_configured)
+{
+	struct options o;
+	struct error err = {0};
+	char path[64];
+
+	CHECK(write_config("{\"reconcile-seconds\":3600,\"drop-invalid\":true}", path));
+	CHECK(!parse(WORDS("--config", path), &o, &err));
+	CHECK_EQ(o.reconcile_ms, 3600000);
+	CHECK(o.policy.drop_invalid);
+	options_done(&o);
+	CHECK(!parse(WORDS("--config", path, "--drop-invalid=no", "SOCKMESH_RECONCILE_SECONDS=1"),
+		     &o, &err));
+	CHECK_EQ(o.reconcile_ms, 1000);
+	CHECK(!o.policy.drop_invalid);
+	options_done(&o);
+	unlink(path);
 	return TEST_OK;
 }
 
@@ -219,7 +271,7 @@ TEST(help_and_version_answer_beside_anything)
 	CHECK(!parse(WORDS("--no-such", "--help"), &o, &err));
 	CHECK_EQ(o.action, ACTION_HELP);
 	options_done(&o);
-	CHECK(!parse(WORDS("--mode", "nftables", "--version", "--uninstall"), &o, &err));
+	CHECK(!parse(WORDS("--mode", "fast", "--version", "--uninstall"), &o, &err));
 	CHECK_EQ(o.action, ACTION_VERSION);
 	options_done(&o);
 	CHECK(!parse(WORDS("-h"), &o, &err));
@@ -261,6 +313,9 @@ TEST(help_and_dump_name_every_option)
 {
 	static const char *const names[] = {
 		"mode",
+		"iptables",
+		"drop-invalid",
+		"reconcile-seconds",
 		"accelerate",
 		"mesh",
 		"run-dir",

@@ -277,18 +277,17 @@ TEST(refusals_name_annotation_value_and_position)
 		{"sidecar.istio.io/interceptionMode", "redirect", EINVAL,
 		 "annotation sidecar.istio.io/interceptionMode: \"redirect\" is not REDIRECT or "
 		 "TPROXY"},
-		{"sidecar.istio.io/interceptionMode", "TPROXY", ENOTSUP,
-		 "annotation sidecar.istio.io/interceptionMode: TPROXY is not supported by the "
-		 "eBPF engine for now, only REDIRECT"},
-		{TRAFFIC "excludeInterfaces", "eth1", ENOTSUP,
-		 "annotation " TRAFFIC "excludeInterfaces: \"eth1\": rules about interfaces are "
-		 "not supported by the eBPF engine for now"},
-		{"istio.io/reroute-virtual-interfaces", "net1,net2", ENOTSUP,
-		 "annotation istio.io/reroute-virtual-interfaces: \"net1,net2\": rules about "
-		 "interfaces are not supported by the eBPF engine for now"},
-		{TRAFFIC "kubevirtInterfaces", "net1", ENOTSUP,
-		 "annotation " TRAFFIC "kubevirtInterfaces: \"net1\": rules about interfaces are "
-		 "not supported by the eBPF engine for now"},
+		{"sidecar.istio.io/interceptionMode", "", EINVAL,
+		 "annotation sidecar.istio.io/interceptionMode: \"\" is not REDIRECT or TPROXY"},
+		{TRAFFIC "excludeInterfaces", "eth1,net+", EINVAL,
+		 "annotation " TRAFFIC "excludeInterfaces: \"eth1,net+\": item 2 \"net+\" is not "
+		 "an interface name"},
+		{"istio.io/reroute-virtual-interfaces", "net1,,net2", EINVAL,
+		 "annotation istio.io/reroute-virtual-interfaces: \"net1,,net2\": item 2 \"\" is "
+		 "not an interface name"},
+		{TRAFFIC "kubevirtInterfaces", "a/b", EINVAL,
+		 "annotation " TRAFFIC "kubevirtInterfaces: \"a/b\": item 1 \"a/b\" is not an "
+		 "interface name"},
 		{"sockmesh.io/redirection", "ambient", ENOTSUP,
 		 "annotation sockmesh.io/redirection: ambient is not built yet, only sidecar and "
 		 "none"},
@@ -351,26 +350,122 @@ TEST(an_annotation_that_is_no_string_is_refused)
 	return TEST_OK;
 }
 
-TEST(interface_annotations_that_are_empty_ask_for_nothing)
+/* "a,b" of a list, for comparisons; the caller frees. */
+static char *joined(const struct name_list *list)
+{
+	char *text = calloc(1, list->n * 17 + 1);
+
+	for (size_t i = 0; text && i < list->n; i++)
+		sprintf(text + strlen(text), "%s%s", i ? "," : "", list->names[i]);
+	return text;
+}
+
+TEST(interface_annotations_become_lists)
+{
+	static const struct {
+		const char *exclude, *reroute, *kubevirt; /* NULL: absent */
+		const char *excluded, *rerouted;
+	} rows[] = {
+		{NULL, NULL, NULL, "", ""},
+		{"eth1", NULL, NULL, "eth1", ""},
+		{" net1 , eth0.100,a+b ", NULL, NULL, "net1,eth0.100,a+b", ""},
+		{"123456789012345", NULL, NULL, "123456789012345", ""},
+		{NULL, "k6t-net0", NULL, "", "k6t-net0"},
+		{NULL, NULL, "tap0,tap1", "", "tap0,tap1"},
+		/* The deprecated name counts only when the new one is absent. */
+		{"eth1", "net1", "net2", "eth1", "net1"},
+		{"eth1", "", "net2", "eth1", ""},
+		{"...", " ", NULL, "...", ""},
+	};
+	static const char *const names[] = {TRAFFIC "excludeInterfaces",
+					    "istio.io/reroute-virtual-interfaces",
+					    TRAFFIC "kubevirtInterfaces"};
+	struct policy_config cfg = config_of(MESH_ISTIO);
+
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		const char *const values[] = {rows[i].exclude, rows[i].reroute, rows[i].kubevirt};
+		const char *pairs[COUNT(names) * 2 + 3] = {SIDECAR};
+		char *excluded, *rerouted;
+		struct pod_decision d;
+		struct error err;
+		size_t n = 2;
+
+		for (size_t k = 0; k < COUNT(names); k++) {
+			if (!values[k])
+				continue;
+			pairs[n++] = names[k];
+			pairs[n++] = values[k];
+		}
+		CHECK_EQ(decide_with(&cfg, pairs, &d, &err), 0);
+		excluded = joined(&d.settings.exclude_interfaces);
+		rerouted = joined(&d.settings.reroute_interfaces);
+		CHECK_STR(excluded, rows[i].excluded);
+		CHECK_STR(rerouted, rows[i].rerouted);
+		free(excluded);
+		free(rerouted);
+		pod_decision_done(&d);
+	}
+	return TEST_OK;
+}
+
+/* What the kernel takes for no name, and what iptables-restore would take for something else. */
+TEST(names_that_no_engine_could_write_are_refused)
+{
+	static const char *const items[] = {
+		".",	    "..",    "1234567890123456",
+		"a b",	    "a\tb",  "a\x7f",
+		"\xc3\xa4", "eth+",  "+",
+		"-eth0",    "!eth0", "a\"b",
+		"a\\b",	    "a'b",   "a:1",
+		"a/b",	    "a\nb",
+	};
+	char many[POD_VALUE_INTERFACES_MAX * 3 + 3] = "a0";
+	struct policy_config cfg = config_of(MESH_ISTIO);
+	struct pod_decision d;
+	struct error err;
+
+	for (size_t i = 0; i < COUNT(items); i++) {
+		char value[64];
+
+		snprintf(value, sizeof(value), "eth0,%s", items[i]);
+		CHECK_EQ(DECIDE(&cfg, &d, &err, SIDECAR, TRAFFIC "excludeInterfaces", value),
+			 -EINVAL);
+		CHECK_HAS(err.text, "annotation " TRAFFIC "excludeInterfaces: ");
+		CHECK_HAS(err.text, ": item 2 ");
+		CHECK_HAS(err.text, " is not an interface name");
+	}
+	for (size_t i = 1; i < POD_VALUE_INTERFACES_MAX; i++)
+		strcat(many, ",a0");
+	CHECK_EQ(DECIDE(&cfg, &d, &err, SIDECAR, TRAFFIC "excludeInterfaces", many), 0);
+	CHECK_EQ(d.settings.exclude_interfaces.n, POD_VALUE_INTERFACES_MAX);
+	pod_decision_done(&d);
+	strcpy(many + POD_VALUE_INTERFACES_MAX * 3 - 1, ",b");
+	CHECK_EQ(DECIDE(&cfg, &d, &err, SIDECAR, TRAFFIC "excludeInterfaces", many), -EINVAL);
+	CHECK_HAS(err.text, "65 interfaces, at most 64 are possible");
+	return TEST_OK;
+}
+
+/* ---- settings ------------------------------------------------------------------------------ */
+
+TEST(tproxy_and_invalid_packets_reach_the_settings)
 {
 	struct policy_config cfg = config_of(MESH_ISTIO);
 	struct pod_decision d;
 	struct error err;
 
-	CHECK_EQ(DECIDE(&cfg, &d, &err, SIDECAR, TRAFFIC "excludeInterfaces", "",
-			TRAFFIC "kubevirtInterfaces", "", "istio.io/reroute-virtual-interfaces",
-			""),
-		 0);
+	CHECK_EQ(DECIDE(&cfg, &d, &err, SIDECAR, "sidecar.istio.io/interceptionMode", "TPROXY"), 0);
+	CHECK(d.settings.tproxy && !d.settings.drop_invalid);
 	pod_decision_done(&d);
-	/* The deprecated name counts only when the new one is absent. */
-	CHECK_EQ(DECIDE(&cfg, &d, &err, SIDECAR, TRAFFIC "kubevirtInterfaces", "net1",
-			"istio.io/reroute-virtual-interfaces", ""),
+	cfg.drop_invalid = true;
+	CHECK_EQ(DECIDE(&cfg, &d, &err, SIDECAR, "sidecar.istio.io/interceptionMode", "REDIRECT"),
 		 0);
+	CHECK(!d.settings.tproxy && d.settings.drop_invalid);
+	pod_decision_done(&d);
+	CHECK_EQ(DECIDE(&cfg, &d, &err, SIDECAR), 0);
+	CHECK(!d.settings.tproxy);
 	pod_decision_done(&d);
 	return TEST_OK;
 }
-
-/* ---- settings ------------------------------------------------------------------------------ */
 
 static enum test_result check_ports(const struct port_list *got, const uint16_t *want, size_t n)
 {

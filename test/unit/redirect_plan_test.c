@@ -218,6 +218,7 @@ static uint16_t expected_port(enum plan_rule_id id)
 	switch (id) {
 	case RULE_OUT_PROXY_UID_TO_SELF:
 	case RULE_OUT_PROXY_GID_TO_SELF:
+	case RULE_OUT_TPROXY_SELF:
 	case RULE_IN_ALL:
 	case RULE_IN_PORT_INCLUDED:
 		return INBOUND_PORT;
@@ -227,10 +228,18 @@ static uint16_t expected_port(enum plan_rule_id id)
 	case RULE_OUT_ALL:
 	case RULE_OUT_PORT_INCLUDED:
 	case RULE_OUT_CIDR_INCLUDED:
+	case RULE_IN_IF_REROUTED:
 		return OUTBOUND_PORT;
 	default:
 		return 0;
 	}
+}
+
+/* TPROXY is about what reaches the inbound port, but for what nat's own rule sends there. */
+static bool is_tproxy_rule(const struct redirect_plan *plan, enum plan_rule_id id)
+{
+	return plan->tproxy &&
+	       (id == RULE_OUT_TPROXY_SELF || id == RULE_IN_ALL || id == RULE_IN_PORT_INCLUDED);
 }
 
 static enum test_result check_flow(const struct redirect_plan *plan, const struct plan_flow *flow,
@@ -240,7 +249,9 @@ static enum test_result check_flow(const struct redirect_plan *plan, const struc
 
 	CHECK_STR(plan_rule_name(rule->id), plan_rule_name(want));
 	CHECK_EQ(rule->port, expected_port(want));
-	CHECK_EQ(rule->verdict, expected_port(want) ? PLAN_REDIRECT : PLAN_PASS);
+	CHECK_EQ(rule->verdict, !expected_port(want)	     ? PLAN_PASS
+				: is_tproxy_rule(plan, want) ? PLAN_TPROXY
+							     : PLAN_REDIRECT);
 	return TEST_OK;
 }
 
@@ -371,8 +382,6 @@ TEST(matrix_inbound)
 	return result;
 }
 
-/* ---- the lists of rules -------------------------------------------------------------------- */
-
 static enum test_result check_ids(const struct plan_rule *rules, size_t n,
 				  const enum plan_rule_id *want, size_t n_want)
 {
@@ -381,6 +390,182 @@ static enum test_result check_ids(const struct plan_rule *rules, size_t n,
 		CHECK_STR(plan_rule_name(rules[i].id), plan_rule_name(want[i]));
 	return TEST_OK;
 }
+
+/* ---- TPROXY, section 2.6 ------------------------------------------------------------------ */
+
+/* Rows of the matrix above that TPROXY changes; all others must stay. */
+TEST(matrix_tproxy_outbound)
+{
+	static const struct row changed[] = {
+		{PROXY, UNBOUND, OWN, 15008, TCP, RULE_OUT_TPROXY_SELF, RULE_OUT_TPROXY_SELF},
+		{PROXY, UNBOUND, OWN, 53, TCP, RULE_OUT_PROXY_UID_TO_SELF, RULE_OUT_TPROXY_SELF},
+		{PROXY_GID_ONLY, UNBOUND, OWN, 8080, TCP, RULE_OUT_TPROXY_SELF,
+		 RULE_OUT_TPROXY_SELF},
+		{PROXY_GID_ONLY, UNBOUND, OWN, 15008, TCP, RULE_OUT_TPROXY_SELF,
+		 RULE_OUT_TPROXY_SELF},
+		{PROXY_GID_ONLY, UNBOUND, OWN, 53, TCP, RULE_OUT_TPROXY_SELF, RULE_OUT_TPROXY_SELF},
+		{PROXY, UNBOUND, OWN, 8080, TCP, RULE_OUT_PROXY_UID_TO_SELF,
+		 RULE_OUT_PROXY_UID_TO_SELF},
+		{PROXY, UNBOUND, OWN, 15020, TCP, RULE_OUT_PORT_EXCLUDED, RULE_OUT_PORT_EXCLUDED},
+		{PROXY, UNBOUND, OWN, 8080, UDP, RULE_OUT_PROXY_UID, RULE_OUT_PROXY_UID},
+		{PROXY, UNBOUND, LO, 8080, TCP, RULE_OUT_PROXY_UID, RULE_OUT_PROXY_UID},
+		{PROXY, UNBOUND, EXTERNAL, 80, TCP, RULE_OUT_PROXY_UID, RULE_OUT_PROXY_UID},
+		{PROXY_GID_ONLY, UNBOUND, LO, 8080, TCP, RULE_OUT_APP_TO_SELF_UID,
+		 RULE_OUT_APP_TO_SELF_UID},
+		{PROXY_GID_ONLY, UNBOUND, EXTERNAL, 80, TCP, RULE_OUT_PROXY_GID,
+		 RULE_OUT_PROXY_GID},
+		{PROXY, PASSTHROUGH, OWN, 15008, TCP, RULE_OUT_SRC_P6, RULE_OUT_SRC_P6},
+	};
+	struct redirect_settings s = defaults();
+	enum test_result result = TEST_OK;
+
+	s.tproxy = true;
+	for (int dns = 0; dns < 2; dns++) {
+		struct redirect_plan *plan;
+
+		s.dns_capture = dns;
+		plan = build(&s);
+		for (enum family family = 0; family < FAMILIES; family++) {
+			for (size_t i = 0; i < COUNT(changed); i++)
+				if (check_row(plan, &changed[i], changed[i].who, family, dns) !=
+				    TEST_OK)
+					result = TEST_FAILED;
+			for (size_t i = 0; i < COUNT(app_rows); i++)
+				if (check_row(plan, &app_rows[i], APP, family, dns) != TEST_OK)
+					result = TEST_FAILED;
+		}
+		redirect_plan_free(plan);
+	}
+	return result;
+}
+
+TEST(matrix_tproxy_inbound)
+{
+	static const struct {
+		uint16_t port;
+		enum protocol protocol;
+		enum plan_rule_id want;
+	} rows[] = {
+		{8080, TCP, RULE_IN_ALL},
+		{15001, TCP, RULE_IN_ALL},
+		{15008, TCP, RULE_IN_ALL}, /* no exemption for the tunnel port in mangle */
+		{15020, TCP, RULE_IN_PORT_EXCLUDED},
+		{15021, TCP, RULE_IN_PORT_EXCLUDED},
+		{8080, UDP, RULE_NONE},
+	};
+	struct redirect_settings s = defaults();
+	struct redirect_plan *plan;
+
+	s.tproxy = true;
+	plan = build(&s);
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		for (enum family family = 0; family < FAMILIES; family++) {
+			struct plan_flow flow = {.inbound = true,
+						 .udp = rows[i].protocol == UDP,
+						 .destination = address(places[OWN][family]),
+						 .port = rows[i].port};
+
+			CHECK(check_flow(plan, &flow, rows[i].want) == TEST_OK);
+		}
+	}
+	redirect_plan_free(plan);
+	s.inbound_include_all = false;
+	s.inbound_include_ports = (struct port_list){status_port, 1};
+	plan = build(&s);
+	CHECK_EQ(inbound_tcp(plan, "10.244.0.5", 15020), RULE_IN_PORT_INCLUDED);
+	CHECK_EQ(inbound_tcp(plan, "10.244.0.5", 15008), RULE_NONE);
+	CHECK_EQ(plan->inbound[plan->n_inbound - 1].verdict, PLAN_TPROXY);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+/* ---- interfaces, O1, I0 and I1 ------------------------------------------------------------- */
+
+static enum plan_rule_id by_interface(const struct redirect_plan *plan, bool inbound, bool udp,
+				      const char *to, const char *interface)
+{
+	struct plan_flow flow = {.inbound = inbound,
+				 .udp = udp,
+				 .destination = address(to),
+				 .port = 15020,
+				 .uid = 1000,
+				 .gid = 1000,
+				 .interface = interface};
+
+	return redirect_plan_decide(plan, &flow)->id;
+}
+
+TEST(excluded_interfaces_pass_before_all_other_rules)
+{
+	char *names[] = {(char *)"net1", (char *)"eth1", (char *)"net1"};
+	struct redirect_settings s = defaults();
+	struct redirect_plan *plan;
+
+	s.exclude_interfaces = (struct name_list){names, COUNT(names)};
+	plan = build(&s);
+	CHECK_EQ(plan->exclude_interfaces.n, 2);
+	CHECK_STR(plan->exclude_interfaces.names[0], "eth1");
+	CHECK_EQ(by_interface(plan, false, false, "203.0.113.9", "eth1"), RULE_OUT_IF_EXCLUDED);
+	CHECK_EQ(by_interface(plan, false, true, "203.0.113.9", "net1"), RULE_OUT_IF_EXCLUDED);
+	CHECK_EQ(by_interface(plan, false, false, "203.0.113.9", "eth0"), RULE_OUT_PORT_EXCLUDED);
+	CHECK_EQ(by_interface(plan, false, false, "203.0.113.9", "eth11"), RULE_OUT_PORT_EXCLUDED);
+	CHECK_EQ(by_interface(plan, false, false, "203.0.113.9", NULL), RULE_OUT_PORT_EXCLUDED);
+	CHECK_EQ(by_interface(plan, true, false, "fd00:10::5", "net1"), RULE_IN_IF_EXCLUDED);
+	CHECK_EQ(by_interface(plan, true, false, "fd00:10::5", "eth0"), RULE_IN_PORT_EXCLUDED);
+	redirect_plan_free(plan);
+	/* Without inbound capture there is nothing to exempt, outbound stays. */
+	s.inbound_include_all = false;
+	plan = build(&s);
+	CHECK_EQ(plan->n_inbound, 0);
+	CHECK_EQ(by_interface(plan, false, false, "203.0.113.9", "eth1"), RULE_OUT_IF_EXCLUDED);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+TEST(rerouted_interfaces_go_to_the_outbound_port)
+{
+	static const enum plan_rule_id want_in[] = {RULE_IN_IF_REROUTED,   RULE_IN_IF_REROUTED_REST,
+						    RULE_IN_IF_EXCLUDED,   RULE_IN_TUNNEL,
+						    RULE_IN_PORT_EXCLUDED, RULE_IN_ALL};
+	struct ip_prefix prefixes[] = {prefix("10.0.0.0/8"), prefix("fd00::/8")};
+	char *names[] = {(char *)"tap0"};
+	struct redirect_settings s = defaults();
+	struct plan_flow flow = {.inbound = true,
+				 .destination = address("203.0.113.9"),
+				 .port = 80,
+				 .interface = "tap0"};
+	struct redirect_plan *plan;
+
+	s.reroute_interfaces = s.exclude_interfaces = (struct name_list){names, 1};
+	plan = build(&s);
+	CHECK(check_ids(plan->inbound, plan->n_inbound, want_in, COUNT(want_in)) == TEST_OK);
+	CHECK(check_flow(plan, &flow, RULE_IN_IF_REROUTED) == TEST_OK);
+	CHECK_EQ(by_interface(plan, true, true, "203.0.113.9", "tap0"), RULE_IN_IF_REROUTED_REST);
+	CHECK_EQ(by_interface(plan, true, false, "203.0.113.9", "eth0"), RULE_IN_PORT_EXCLUDED);
+	redirect_plan_free(plan);
+	/* With ranges only what goes there; the rest of the guest's packets passes all the same. */
+	s.outbound_include_all = false;
+	s.include_prefixes = (struct prefix_list){prefixes, 2};
+	plan = build(&s);
+	CHECK_EQ(by_interface(plan, true, false, "203.0.113.9", "tap0"), RULE_IN_IF_REROUTED_REST);
+	CHECK_EQ(by_interface(plan, true, false, "10.1.1.1", "tap0"), RULE_IN_IF_REROUTED);
+	CHECK_EQ(by_interface(plan, true, false, "fd00::1", "tap0"), RULE_IN_IF_REROUTED);
+	redirect_plan_free(plan);
+	/* No inbound capture at all, IPv6 off, TPROXY: a guest's interface keeps its rules. */
+	s.include_prefixes.n = 0;
+	s.outbound_include_all = true;
+	s.inbound_include_all = false;
+	s.capture_ipv6 = false;
+	s.tproxy = true;
+	plan = build(&s);
+	CHECK_EQ(by_interface(plan, true, false, "fd00::1", "tap0"), RULE_IPV6_OFF);
+	CHECK(check_flow(plan, &flow, RULE_IN_IF_REROUTED) == TEST_OK);
+	CHECK_EQ(by_interface(plan, true, false, "10.1.1.1", "eth0"), RULE_NONE);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+/* ---- the lists of rules -------------------------------------------------------------------- */
 
 TEST(rules_are_in_the_order_of_istios_chains)
 {
@@ -855,6 +1040,7 @@ static void change(struct redirect_settings *s, size_t which)
 	static uint32_t other_ids[] = {7};
 	static uint16_t other_ports[] = {7};
 	static struct ip_prefix other_prefixes[2];
+	static char *names[] = {(char *)"eth1", (char *)"net1"};
 
 	other_prefixes[0] = prefix("192.0.2.0/24");
 	other_prefixes[1] = prefix("192.0.2.0/25");
@@ -925,6 +1111,24 @@ static void change(struct redirect_settings *s, size_t which)
 		s->groups_exempt = true;
 		s->groups = (struct id_list){other_ids, 1};
 		break;
+	case 20:
+		s->tproxy = true;
+		break;
+	case 21:
+		s->drop_invalid = true;
+		break;
+	case 22:
+		s->exclude_interfaces = (struct name_list){names, 1};
+		break;
+	case 23:
+		s->exclude_interfaces = (struct name_list){names, 2};
+		break;
+	case 24:
+		s->exclude_interfaces = (struct name_list){names + 1, 1};
+		break;
+	case 25:
+		s->reroute_interfaces = (struct name_list){names, 1};
+		break;
 	default:
 		break;
 	}
@@ -932,7 +1136,7 @@ static void change(struct redirect_settings *s, size_t which)
 
 TEST(plans_are_equal_exactly_when_their_settings_mean_the_same)
 {
-	enum { CHANGES = 20 };
+	enum { CHANGES = 26 };
 	struct redirect_plan *plans[CHANGES + 1];
 
 	for (size_t i = 0; i <= CHANGES; i++) {
@@ -975,9 +1179,15 @@ TEST(a_plan_owns_its_lists)
 	CHECK(s.outbound_exclude_ports.ports);
 	s.outbound_exclude_ports.ports[0] = 80;
 	s.outbound_exclude_ports.n = 1;
+	s.exclude_interfaces.names = calloc(1, sizeof(char *));
+	CHECK(s.exclude_interfaces.names);
+	s.exclude_interfaces.names[0] = strdup("eth1");
+	s.exclude_interfaces.n = 1;
 	plan = build(&s);
 	redirect_settings_done(&s);
 	CHECK(!s.outbound_exclude_ports.ports);
+	CHECK_STR(plan->exclude_interfaces.names[0], "eth1");
+	CHECK(!s.exclude_interfaces.names);
 	CHECK_EQ(app_tcp(plan, "203.0.113.9", 80), RULE_OUT_PORT_EXCLUDED);
 	redirect_plan_free(plan);
 	redirect_plan_free(NULL);

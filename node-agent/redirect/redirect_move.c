@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * A pod's way from one engine to another without a gap and without breaking a connection.
+ *
+ * The new engine is applied first, so for a moment both have the pod. Two kinds of netfilter rules
+ * are harmless to each other: nat takes the first verdict, and both say the same. eBPF has
+ * rewritten a connection before netfilter sees it, so a netfilter engine beside it is applied in a
+ * form that leaves connections to the proxy's own ports on lo alone, and keeps that form until eBPF
+ * has drained. Then the old engine is retired: it captures nothing new, and stays for what it
+ * captured as long as there is any (netfilter: translated flows; eBPF: connections on their way to
+ * accept()).
+ */
+#include "redirect_private.h"
+
+#include "event_loop.h"
+#include "log.h"
+#include "monotonic.h"
+
+enum { DRAIN_TICK_MS = 250, DRAIN_TICK_BUDGET_MS = 50, DRAIN_DELAY_MAX_MS = 15 * 1000 };
+
+static bool is_netfilter(enum engine_id id)
+{
+	return id == ENGINE_NFTABLES || id == ENGINE_IPTABLES;
+}
+
+static int apply_with(struct redirect *r, enum engine_id id, const struct redirect_pod *pod,
+		      struct error *err)
+{
+	const struct engine *engine = &r->engines[id];
+
+	return engine->ops->apply(engine->state, pod, err);
+}
+
+static void schedule(struct known_pod *known)
+{
+	known->drain_delay_ms = DRAIN_TICK_MS;
+	known->drain_at_ms = monotonic_ms() + DRAIN_TICK_MS;
+}
+
+/* The old engine goes back to what it did before; it may fail, and is healed later. */
+static void move_back(struct redirect *r, struct known_pod *known, const struct redirect_pod *pod,
+		      enum engine_id to)
+{
+	struct error ignored = {0};
+	bool done;
+
+	r->engines[to].ops->retire(r->engines[to].state, pod, &done, &ignored);
+	if (is_netfilter(known->engine) && pod->beside_ebpf) {
+		struct redirect_pod alone = *pod;
+
+		alone.beside_ebpf = false;
+		apply_with(r, known->engine, &alone, &ignored);
+	}
+}
+
+int redirect_move(struct redirect *r, struct known_pod *known, const struct redirect_pod *pod,
+		  enum engine_id to, struct error *err)
+{
+	enum engine_id from = known->engine;
+	const struct engine *old = &r->engines[from];
+	struct redirect_pod both = *pod;
+	bool done = false;
+	int result = 0;
+
+	both.beside_ebpf = from == ENGINE_EBPF || to == ENGINE_EBPF;
+	both.passthrough_is_ours =
+		old->ops->owns_passthrough &&
+		old->ops->owns_passthrough(old->state, pod->cookie, pod->netns_fd);
+	if (is_netfilter(from) && both.beside_ebpf)
+		result = apply_with(r, from, &both, err);
+	if (!result)
+		result = apply_with(r, to, &both, err);
+	if (result) {
+		move_back(r, known, &both, to);
+		return error_wrap(err, "move from %s to %s", old->ops->name,
+				  r->engines[to].ops->name);
+	}
+	known->engine = to;
+	known->draining &= ~(1u << to);
+	known->beside_ebpf = both.beside_ebpf && is_netfilter(to);
+	r->moves++;
+	/* Not fatal: the pod is covered, and the timer tries again. */
+	if (old->ops->retire(old->state, &both, &done, err) || !done)
+		known->draining |= 1u << from;
+	schedule(known);
+	return redirect_drain_watch(r, err);
+}
+
+/* ---- draining ------------------------------------------------------------------------------- */
+
+static void drain_engine(struct redirect *r, struct known_pod *known, enum engine_id id,
+			 const struct redirect_pod *pod)
+{
+	const struct engine *engine = &r->engines[id];
+	struct error err = {0};
+	bool done = false;
+
+	if (engine->ops->retire(engine->state, pod, &done, &err))
+		log_error(LOG_WARN, &err, "cannot end what an engine kept for a pod that moved",
+			  "engine", engine->ops->name, NULL);
+	else if (done)
+		known->draining &= ~(1u << id);
+}
+
+/* eBPF is out of it: rules that made room for it get their usual form. */
+static void end_beside(struct redirect *r, struct known_pod *known, const struct redirect_pod *pod)
+{
+	struct error err = {0};
+
+	if (apply_with(r, known->engine, pod, &err))
+		log_error(LOG_WARN, &err, "cannot finish a pod's move", "engine",
+			  r->engines[known->engine].ops->name, NULL);
+	else
+		known->beside_ebpf = false;
+}
+
+struct drain {
+	struct redirect *redirect;
+	struct known_pod *known;
+};
+
+static int drain_pod(const struct redirect_pod *pod, void *arg, struct error *err)
+{
+	struct drain *drain = arg;
+	struct known_pod *known = drain->known;
+
+	(void)err;
+	for (enum engine_id id = 0; id < ENGINE_NONE; id++)
+		if (known->draining & (1u << id))
+			drain_engine(drain->redirect, known, id, pod);
+	if (known->beside_ebpf && !(known->draining & (1u << ENGINE_EBPF)))
+		end_beside(drain->redirect, known, pod);
+	return 0;
+}
+
+/* Without its namespace there is nothing left in it that could be looked after. */
+static void drain_unreachable(struct redirect *r, struct known_pod *known)
+{
+	struct redirect_pod pod = {.cookie = known->cookie, .netns_fd = -1};
+
+	known->beside_ebpf = false;
+	if (known->draining & (1u << ENGINE_EBPF))
+		drain_engine(r, known, ENGINE_EBPF, &pod);
+	known->draining &= 1u << ENGINE_EBPF;
+}
+
+static bool is_moving(const struct known_pod *known)
+{
+	return known->draining || known->beside_ebpf;
+}
+
+static void look_at(struct redirect *r, struct known_pod *known, int64_t now_ms)
+{
+	struct drain drain = {.redirect = r, .known = known};
+	struct error err = {0};
+
+	if (known->drain_at_ms > now_ms)
+		return;
+	if (r->cfg->visit_pod(r->cfg->pods_arg, known->cookie, drain_pod, &drain, &err))
+		drain_unreachable(r, known);
+	known->drain_delay_ms = known->drain_delay_ms * 2 + 1;
+	if (known->drain_delay_ms > DRAIN_DELAY_MAX_MS)
+		known->drain_delay_ms = DRAIN_DELAY_MAX_MS;
+	known->drain_at_ms = now_ms + known->drain_delay_ms;
+}
+
+/* Pods left when one tick has taken its time wait for the next. */
+static void on_drain(void *arg)
+{
+	struct redirect *r = arg;
+	int64_t start_ms = monotonic_ms();
+	bool more = false;
+
+	for (size_t i = 0; i < KNOWN_BUCKETS; i++)
+		for (struct known_pod *known = r->pods[i]; known; known = known->next) {
+			if (!is_moving(known))
+				continue;
+			if (monotonic_ms() - start_ms < DRAIN_TICK_BUDGET_MS)
+				look_at(r, known, start_ms);
+			more |= is_moving(known);
+		}
+	if (redirect_close_unused(r) && !more) {
+		event_loop_remove(r->drain_source);
+		r->drain_source = NULL;
+	}
+}
+
+int redirect_drain_watch(struct redirect *r, struct error *err)
+{
+	if (r->drain_source)
+		return 0;
+	return event_loop_add_timer(r->loop, DRAIN_TICK_MS, DRAIN_TICK_MS, on_drain, r,
+				    &r->drain_source, err);
+}
+
+void redirect_drain_resume(struct redirect *r, struct known_pod *known, enum engine_id id)
+{
+	struct error err = {0};
+
+	known->draining |= 1u << id;
+	schedule(known);
+	if (redirect_drain_watch(r, &err))
+		log_error(LOG_WARN, &err, "cannot look after a pod that has moved", NULL);
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The kernel can be changed by others behind our back. Every so often each pod is compared with
+ * what was decided for it, and what differs is put right, counted and logged.
+ */
+#include "error.h"
+#include "monotonic.h"
+#include "registration_private.h"
+#include "scoped.h"
+
+enum { SLICE_MS = 40 };
+
+static void reconcile_pod(struct registration *reg, const struct pod *pod)
+{
+	static const char *const said[] = {
+		[REDIRECT_HEALED] =
+			"a pod's redirection was changed from outside, and is put right",
+		[REDIRECT_MOVED] = "a pod has moved to another engine",
+	};
+	scoped_fd int netns_fd = registration_open_netns(pod);
+	enum redirect_healing done = REDIRECT_AS_PLANNED;
+	struct engine_pod engine_pod;
+	struct error err = {0}, why = {0};
+
+	if (netns_fd < 0)
+		return; /* the sweep finds out whether it has ended */
+	registration_engine_pod(reg, pod, netns_fd, &engine_pod);
+	if (redirect_heal(reg->cfg.redirect, &engine_pod.pod, &done, &why, &err))
+		log_error(LOG_ERROR, &err, "cannot put a pod's redirection right", "namespace",
+			  pod->ns, "pod", pod->name, "container", pod->container_id, NULL);
+	else if (done != REDIRECT_AS_PLANNED)
+		log_write(done == REDIRECT_HEALED ? LOG_WARN : LOG_INFO, said[done], "namespace",
+			  pod->ns, "pod", pod->name, "engine",
+			  redirect_pod_engine(reg->cfg.redirect, pod->cookie), "found", why.text,
+			  NULL);
+}
+
+/* A table that changes between two slices only makes a pod wait for the next round. */
+bool registration_reconcile(struct registration *reg)
+{
+	int64_t end_ms = monotonic_ms() + SLICE_MS;
+
+	while (reg->reconciled < pod_table_count(reg->table)) {
+		const struct pod *pod = pod_table_at(reg->table, reg->reconciled++);
+
+		/* A namespace counts once, at its first entry; nobody knows an orphan's plan. */
+		if (pod->mode == POD_SIDECAR && pod->plan &&
+		    pod_table_redirected(reg->table, pod->cookie, NULL) == pod)
+			reconcile_pod(reg, pod);
+		if (monotonic_ms() >= end_ms)
+			return true;
+	}
+	reg->reconciled = 0;
+	return false;
+}

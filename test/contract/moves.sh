@@ -1,0 +1,188 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# SPDX-License-Identifier: Apache-2.0
+#
+# A node's engine is changed while its pods are at work: every one of the six ways from one engine to
+# another, under connections that stay open, connections that come and go, and the rows of the matrix.
+
+# Every connection that a pod had when its engine was chosen, and what comes and goes meanwhile.
+moves_hold() { # NAME GENERATION
+	hold_up "$1-out-$2" hold_as "$1" --idle 6 --busy 6 --original --label outbound \
+		"$EXT4:80" "$EXT6:80" 10.99.0.2:443 &&
+		hold_up "$1-in-$2" hold_from_world "$1" --idle 6 --busy 6 --original --label inbound \
+			"$POD4:8080" "$POD6:8080" &&
+		hold_up "$1-self-$2" hold_as_proxy "$1" --idle 2 --busy 2 --original --label inbound \
+			"$POD4:8080" "$POD6:8080"
+}
+
+hold_as_proxy() { # NAME HOLD-ARGUMENT...
+	as_pod "$1" 1337 1337 "$PROGRAMS/hold" "${@:2}"
+}
+
+moves_release() { # NAME GENERATION WHEN
+	hold_down "$1-out-$2" "$1: $3: outbound connections from before it, none broke"
+	hold_down "$1-in-$2" "$1: $3: inbound connections from before it, none broke"
+	hold_down "$1-self-$2" "$1: $3: the proxy's to its own pod from before it, none broke"
+}
+
+# Floods in both directions, in groups of which each is one line, until "moving" is gone.
+moves_flood_up() { # NAME
+	: >"$work/moving"
+	moves_flood out as_pod "$1" 1000 1000 "$PROGRAMS/flood" --label outbound --count 60 \
+		--concurrency 4 "$EXT4:80" "$EXT6:80" 10.99.0.2:443 &
+	moves_flooding=($!)
+	moves_flood in in_world "$1" "$PROGRAMS/flood" --label inbound --count 60 --concurrency 4 \
+		"$POD4:8080" "$POD6:8080" "$POD4:9090" &
+	moves_flooding+=($!)
+	moves_flood self as_pod "$1" 1337 1337 "$PROGRAMS/flood" --label inbound --count 60 \
+		--concurrency 4 "$POD4:8080" "$POD6:8080" &
+	moves_flooding+=($!)
+	moves_flood_goes_on
+}
+
+moves_flood() { # WAY COMMAND...
+	while [ -e "$work/moving" ]; do
+		"${@:2}"
+	done >"$work/moves-$1" 2>&1
+}
+
+moves_flood_goes_on() { # a group that begins after now ends, each way
+	local way
+	for way in out in self; do
+		wait_for 20 has_lines $(($(wc -l 2>/dev/null <"$work/moves-$way" || echo 0) + 2)) \
+			"$work/moves-$way" || return
+	done
+}
+
+# Every connection was captured and knew what was dialled: none refused, none direct.
+moves_flood_down() {
+	local way
+	rm "$work/moving"
+	wait "${moves_flooding[@]}"
+	for way in out in self; do
+		! grep -qv '^ok' "$work/moves-$way"
+		result $? "moves: $way, $(($(wc -l <"$work/moves-$way") * 60)) connections came and went, each captured"
+		grep -v '^ok' "$work/moves-$way" | sort -u | head -n 5 | sed 's/^/#   /'
+	done
+}
+
+has_moved() { # NAME ENGINE
+	[ "$(pod_field "$1" .engine)" = "\"$2\"" ]
+}
+
+# The matrix's rows that are the same with every engine, again and again until "moving" is gone. Each
+# pass ends with a line of its own.
+moves_rows() { # NAME
+	while [ -e "$work/moving" ]; do
+		"$PROGRAMS/matrix" --file "$MATRIX" --pod moving --engine any --pod-netns "/run/netns/$1" \
+			--world-netns "/run/netns/$1-w" --cgroup "${pod_cgroup[$1]}"
+		echo pass
+	done >>"$work/moves-rows" 2>&1
+}
+
+passes() {
+	grep -c '^pass' "$work/moves-rows"
+}
+
+more_passes() { # COUNT
+	[ "$(passes)" -ge "$1" ]
+}
+
+moves_rows_up() { # NAME
+	: >"$work/moves-rows"
+	moves_rows "$1" &
+	moves_flooding+=($!)
+}
+
+# What was not as it should be since line N; a pass that began after now has ended.
+expect_rows() { # NAME WHAT LINE
+	wait_for 60 more_passes $(($(passes) + 2))
+	tail -n "+$3" "$work/moves-rows" | grep -v '^ok\|^pass' >"$work/moves-wrong"
+	[ ! -s "$work/moves-wrong" ]
+	result $? "$1: $2: $(tail -n "+$3" "$work/moves-rows" | grep -c '^ok') rows of the matrix meanwhile"
+	head -n 12 "$work/moves-wrong" | sed 's/^/#   /'
+}
+
+has_moved() { # NAME ENGINE
+	[ "$(pod_field "$1" .engine)" = "\"$2\"" ]
+}
+
+moves_once() { # NAME FROM TO
+	local line
+	line=$(wc -l <"$work/moves-rows")
+	agent_kill "$1"
+	agent_mode[$1]=$3
+	restarted "$1" --reconcile-seconds 1
+	wait_for 20 has_moved "$1" "$3"
+	result $? "$1: $2 to $3: the pod has moved"
+	moves_flood_goes_on
+	result $? "$1: $2 to $3: connections come and go"
+	expect_rows "$1" "$2 to $3" $((line + 1))
+}
+
+moves_up() { # NAME; an agent that begins with eBPF, and a pod that is at work
+	agent_mode[$1]=ebpf
+	own_agent "$1" --reconcile-seconds 1 && fresh "$1" "$1" dns=on || return
+	outbound_proxy "$1" separate --echo --workers 2 && inbound_proxy "$1" separate --echo --workers 2 &&
+		dns_proxy "$1" && moves_flood_up "$1" && moves_hold "$1" 0
+	result $? "$1: connections stay open, others come and go"
+	moves_rows_up "$1"
+}
+
+# The way round all three in both directions is each way from one to another once.
+MOVES=(nftables iptables ebpf iptables nftables ebpf)
+
+scenario_moves() {
+	local name=moves from=ebpf to generation=0
+	only_for ebpf || return
+	moves_up $name || return
+	for to in "${MOVES[@]}"; do
+		moves_once $name $from $to
+		moves_hold $name $((generation + 1))
+		result $? "$name: $from to $to: new connections stay open"
+		moves_release $name $generation "$from to $to"
+		expect_nothing_left $name "$from to $to, when the last connection from before it has ended" $from
+		expect "$name: $from to $to: nothing drains" '[]' pod_field $name '.draining // []'
+		expect "$name: $from to $to: as planned" '"ok":true' check_ok $name
+		from=$to generation=$((generation + 1))
+	done
+	expect "$name: a move is counted" 1 status_field $name .counters.moves
+	moves_flood_down
+	moves_release $name $generation "at the end"
+	pod_down $name
+}
+
+moves_points() { # milliseconds from an agent's start on
+	case $SCALE in
+	full) seq 20 20 400 && seq 450 50 1600 ;;
+	*) echo 60 120 250 600 1100 ;;
+	esac
+}
+
+# An agent that is killed at any moment of a move leaves both engines, or one and what is left of the
+# other: whatever it is, every row is the same, and the next agent goes on from there.
+scenario_moves_killed() {
+	local name=moves-killed from=ebpf to ms line
+	only_for ebpf || return
+	moves_up $name || return
+	agent_kill $name
+	for to in "${MOVES[@]}"; do
+		line=$(wc -l <"$work/moves-rows")
+		agent_mode[$name]=$to
+		for ms in $(moves_points); do
+			agent_start $name --reconcile-seconds 1
+			kill_during $name $((ms * 1000)) true
+		done
+		expect_rows $name "killed on the way from $from to $to" $((line + 1))
+		restarted $name --reconcile-seconds 1
+		wait_for 20 has_moved $name "$to"
+		result $? "$name: $from to $to: the pod has moved after all"
+		hold_goes_on $name-out-0 && hold_goes_on $name-in-0
+		result $? "$name: $from to $to: connections from before it all go on"
+		from=$to
+		agent_kill $name
+	done
+	restarted $name
+	moves_flood_down
+	moves_release $name 0 "at the end"
+	pod_down $name
+}

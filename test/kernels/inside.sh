@@ -1,0 +1,86 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# What run.sh does on one kernel, inside the machine or, for the running kernel, beside it:
+#
+#   inside.sh CASE   in the repository's top directory, as root
+#
+# The cases are nodes that can do less and less; each tries the engine that is the best there:
+#
+#   ebpf             nothing is denied
+#   nftables         bpf() is denied
+#   iptables-nft     the same, and iptables of the nft kind is asked for
+#   iptables-legacy  bpf() is denied, and the node has no nf_tables; where it is built in, its socket
+#                    is denied instead
+#
+# Output: "ok - " and "not ok - " lines, unnumbered; "row " before each line of the matrix; one line
+# "auto ENGINE"; and what the agent's probe found, "facility found|missing|required NAME" and
+# "engine NAME usable|unusable".
+#
+#   PARTS  of the contract test: matrix, or all (matrix)
+set -uo pipefail
+
+BUILD_DIR=${BUILD_DIR:-build}
+case ${1:-} in
+ebpf) engine=ebpf through=() ;;
+nftables) engine=nftables through=(--bpf) ;;
+iptables-nft) engine=iptables through=(--bpf) IPTABLES=nft ;;
+iptables-legacy)
+	engine=iptables through=(--bpf)
+	! nft list tables >/dev/null 2>&1 || through+=(--netfilter-netlink)
+	;;
+*)
+	echo "inside.sh: no case \"${1:-}\"" >&2
+	exit 2
+	;;
+esac
+[ ${#through[@]} -eq 0 ] || through=("$BUILD_DIR/test/contract/denied" "${through[@]}")
+export ENGINE=$engine IPTABLES=${IPTABLES:-auto} PARTS=${PARTS:-matrix} BUILD_DIR
+
+answers() { # DIR
+	"$BUILD_DIR/bin/sockmeshctl" --run-dir "$1/run" status -o json
+}
+
+wait_for_agent() { # DIR PID
+	local deadline=$((SECONDS + 60))
+	until answers "$1" >/dev/null 2>&1; do
+		[ $SECONDS -lt $deadline ] && kill -0 "$2" 2>/dev/null || return 1
+		read -rt 0.1 <> <(:) || :
+	done
+}
+
+tell_probe() { # JSON
+	jq -r '.probe | (.facilities[] | "facility \(if .found then "found" elif .required then "required"
+			else "missing" end) \(.name)"),
+		((.engines // [])[] | "engine \(.name) \(if .usable then "usable" else "unusable" end)")' "$1"
+}
+
+# What an agent that may choose takes here.
+choice() {
+	local dir cgroup agent
+	dir=$(mktemp -d /tmp/sockmesh-kernels.XXXXXX)
+	cgroup=$(awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $(i + 1) == "cgroup2") { print $5; exit } }' \
+		/proc/self/mountinfo)/sockmesh-kernels-$$
+	mkdir "$cgroup" "$dir/run" "$dir/bpf"
+	"${through[@]}" "$BUILD_DIR/bin/sockmesh-agent" --mode auto --kubernetes off --accelerate off \
+		--run-dir "$dir/run" --bpffs-dir "$dir/bpf" --cgroup-root "$cgroup" >"$dir/log" 2>&1 &
+	agent=$!
+	if wait_for_agent "$dir" "$agent"; then
+		echo "ok - an agent that may choose starts"
+		echo "auto $(answers "$dir" | jq -r .engine)"
+		"$BUILD_DIR/bin/sockmeshctl" --run-dir "$dir/run" probe -o json >"$dir/probe"
+		tell_probe "$dir/probe"
+	else
+		echo "not ok - an agent that may choose starts"
+	fi
+	sed 's/^/# agent: /' "$dir/log"
+	kill "$agent" 2>/dev/null
+	wait "$agent"
+	rmdir "$cgroup"
+	! mountpoint -q "$dir/bpf" || umount "$dir/bpf"
+	rm -rf --one-file-system "$dir"
+}
+
+# iptables-nft is on a node that has nf_tables: nothing to choose that case nftables did not.
+[ "$1" = iptables-nft ] || choice
+"${through[@]}" test/contract/run.sh | sed 's/^/row /'

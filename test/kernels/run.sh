@@ -1,0 +1,249 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# The conformance matrix on real kernels: Debian's, each booted in QEMU, and the running one. On
+# each of them nodes that can do less and less (inside.sh has the cases); on each of these the
+# engine that an agent chooses there by itself, what its probe finds against what is known of that
+# kernel (expect-VERSION.txt), and every row of the matrix. TAP on standard output.
+#
+#   KERNELS    which: versions that fetch.sh knows, and "running" (by SCALE: 5.10 6.12; or all)
+#   CASES      which cases (ebpf nftables iptables-nft iptables-legacy)
+#   SCALE      ci or full (full)
+#   PARTS      of the contract test: matrix, or all (matrix)
+#   JOBS       machines at a time (one for each processor)
+#   PATIENCE   seconds that one machine may take (600; with PARTS=all 1800)
+#   BUILD_DIR  where the programs are (build); BUILD_DIR/test/kernels/report.md is the table of what
+#              passed, and logs/ beside it has everything that was said
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.." || exit 1
+
+export BUILD_DIR=${BUILD_DIR:-build} PARTS=${PARTS:-matrix}
+export KERNEL_CACHE=${KERNEL_CACHE:-build/cache/kernels}
+SCALE=${SCALE:-full}
+case $SCALE in
+ci) KERNELS=${KERNELS:-5.10 6.12} ;;
+full) KERNELS=${KERNELS:-5.10 6.1 6.12 running} ;;
+*)
+	echo "run.sh: SCALE \"$SCALE\" is neither ci nor full" >&2
+	exit 2
+	;;
+esac
+CASES=${CASES:-ebpf nftables iptables-nft iptables-legacy}
+JOBS=${JOBS:-$(nproc)}
+PATIENCE=${PATIENCE:-$([ "$PARTS" = all ] && echo 1800 || echo 600)}
+OUT=$BUILD_DIR/test/kernels
+LOGS=$OUT/logs
+REPORT=$OUT/report.md
+
+declare -A job    # KERNEL.CASE: process id
+declare -A passed # KERNEL.CASE: "PASSED of ROWS"
+declare -A chosen # KERNEL.CASE: engine
+declare -A release # KERNEL
+n=0 failed=0
+
+result() { # STATUS CLAIM
+	n=$((n + 1))
+	if [ "$1" -eq 0 ]; then
+		echo "ok $n - $2"
+	else
+		failed=$((failed + 1))
+		echo "not ok $n - $2"
+	fi
+}
+
+# ---- running -----------------------------------------------------------------------------------
+
+run_case() { # KERNEL CASE
+	if [ "$1" = running ]; then
+		unshare --mount --propagation private timeout --kill-after=15 "$PATIENCE" "$here/inside.sh" "$2"
+		return
+	fi
+	[ "$2" != iptables-legacy ] || export BOOT_APPEND="sockmesh.without=nf_tables"
+	CONSOLE_LOG=$LOGS/$1-$2.console "$here/boot.sh" "$1" - "$PATIENCE" \
+		<<<"PARTS=$PARTS test/kernels/inside.sh $2"
+}
+
+# One job at a time for each token in the pipe.
+start_jobs() {
+	local kernel name i
+	mkfifo "$OUT/tokens.$$"
+	exec {tokens}<>"$OUT/tokens.$$"
+	rm "$OUT/tokens.$$"
+	for ((i = 0; i < JOBS; i++)); do
+		echo >&"$tokens"
+	done
+	for kernel in $KERNELS; do
+		[ -n "${release[$kernel]:-}" ] || continue
+		for name in $CASES; do
+			(
+				read -r <&"$tokens"
+				SECONDS=0
+				# In the background, so that a signal to end reaches us at once.
+				run_case "$kernel" "$name" >"$LOGS/$kernel-$name" 2>&1 &
+				trap 'kill $!; wait; exit 130' INT TERM
+				wait $!
+				status=$?
+				echo >&"$tokens"
+				printf 'ended %d\nseconds %d\n' "$status" "$SECONDS" >>"$LOGS/$kernel-$name"
+			) &
+			job[$kernel.$name]=$!
+		done
+	done
+}
+
+stop_jobs() {
+	trap '' INT TERM HUP
+	local id
+	for id in "${job[@]}"; do
+		kill "$id" 2>/dev/null
+	done
+	wait
+}
+
+# ---- judging -----------------------------------------------------------------------------------
+
+# Lines of expect-VERSION.txt: "missing FACILITY" of the probe, "skipped HOW" of the matrix. A
+# kernel without the file has to have everything.
+expected() { # KERNEL WORD
+	[ ! -e "$here/expect-$1.txt" ] || sed -n "s/^$2 //p" "$here/expect-$1.txt"
+}
+
+engine_of_case() { # CASE
+	echo "${1%%-*}"
+}
+
+judge_choice() { # KERNEL CASE LOG
+	local want
+	want=$(engine_of_case "$2")
+	chosen[$1.$2]=$(sed -n 's/^auto //p' "$3")
+	[ "${chosen[$1.$2]}" = "$want" ]
+	result $? "$1 $2: an agent that may choose takes $want"
+	[ "${chosen[$1.$2]}" = "$want" ] || echo "#   it has: ${chosen[$1.$2]:-none}"
+}
+
+judge_probe() { # KERNEL CASE LOG
+	local differences
+	differences=$(diff <(expected "$1" missing | sort) \
+		<(sed -En 's/^facility (missing|required) //p' "$3" | sort))
+	[ -z "$differences" ] && grep -q '^facility found' "$3"
+	result $? "$1 $2: the probe finds what is known of this kernel"
+	[ -z "$differences" ] || printf '%s\n' "$differences" |
+		sed -n 's/^</#   known as missing, but found:/p; s/^>/#   missing, but not known as that:/p'
+}
+
+# Where bpf() is denied the probe must say that of eBPF, and of no other engine.
+judge_denied_probe() { # KERNEL CASE LOG
+	local engine want status=0
+	for engine in ebpf nftables iptables; do
+		want=usable
+		case $engine.$2 in
+		ebpf.* | nftables.iptables-legacy) want=unusable ;;
+		esac
+		grep -qx "engine $engine $want" "$3" || {
+			status=1
+			echo "#   $engine: wanted $want, got: $(sed -n "s/^engine $engine //p" "$3")"
+		}
+	done
+	result $status "$1 $2: the probe says which engines can be used"
+}
+
+judge_matrix() { # KERNEL CASE LOG
+	local good bad skipped planned unexpected
+	bad=$(grep -c '^row not ok' "$3")
+	skipped=$(grep -cE '^row ok .* # SKIP' "$3")
+	good=$(($(grep -c '^row ok' "$3") - skipped))
+	planned=$(sed -n 's/^row 1\.\.//p' "$3")
+	passed[$1.$2]="$good of $((good + bad + skipped))"
+	[ "$bad" -eq 0 ] && [ "$good" -gt 0 ] && [ "${planned:-0}" -eq $((good + bad + skipped)) ]
+	result $? "$1 $2: the matrix: $good passed, $bad failed, $skipped skipped"
+	sed -n '/^row not ok/,/^row \(ok\|1\.\.\)/{/^row \(ok\|1\.\.\)/d; s/^row /#   /p}' "$3" | head -n 60
+	[ "$1" != running ] || return 0
+	unexpected=$(sed -n 's/^row ok .* # SKIP //p' "$3" |
+		grep -vxFf <(expected "$1" skipped; echo) | sort | uniq -c)
+	[ -z "$unexpected" ]
+	result $? "$1 $2: nothing is skipped that this kernel can do"
+	[ -z "$unexpected" ] || printf '%s\n' "$unexpected" | sed 's/^/#   /'
+}
+
+judge() { # KERNEL CASE
+	local log=$LOGS/$1-$2 line
+	echo "# $1 $2: $(sed -n 's/^seconds //p' "$log") s"
+	while read -r line; do
+		case $line in
+		"ok - "*) result 0 "$1 $2: ${line#ok - }" ;;
+		"not ok - "*) result 1 "$1 $2: ${line#not ok - }" ;;
+		"# agent: "*) echo "$line" ;;
+		esac
+	done <"$log"
+	if [ "$2" != iptables-nft ]; then
+		judge_choice "$1" "$2" "$log"
+		if [ "$2" != ebpf ]; then
+			judge_denied_probe "$1" "$2" "$log"
+		elif [ "$1" != running ]; then
+			judge_probe "$1" "$2" "$log"
+		fi
+	fi
+	judge_matrix "$1" "$2" "$log"
+	grep -qE '^ended [01]$' "$log" || {
+		result 1 "$1 $2: ran to its end"
+		tail -n 30 "$log" | sed 's/^/#   /'
+	}
+}
+
+# ---- the report --------------------------------------------------------------------------------
+
+report() {
+	local kernel name
+	echo "| Kernel | $(for name in $CASES; do heading "$name"; done)"
+	echo "|---|$(for name in $CASES; do printf -- '---|'; done)"
+	for kernel in $KERNELS; do
+		[ -n "${release[$kernel]:-}" ] || continue
+		printf '| %s |' "${release[$kernel]}"
+		for name in $CASES; do
+			printf ' %s%s |' "${passed[$kernel.$name]:--}" "${chosen[$kernel.$name]:+, chosen by itself: ${chosen[$kernel.$name]}}"
+		done
+		echo
+	done
+}
+
+heading() { # CASE
+	case $1 in
+	ebpf) printf 'eBPF | ' ;;
+	nftables) printf 'nftables, bpf() denied | ' ;;
+	iptables-nft) printf 'iptables (nft), bpf() denied | ' ;;
+	iptables-legacy) printf 'iptables (legacy), bpf() denied, no nf_tables | ' ;;
+	esac
+}
+
+if [ "$(id -u)" -ne 0 ]; then
+	echo "run.sh: a machine may be booted as anyone, but the running kernel's part needs root" >&2
+	exit 2
+fi
+rm -rf "$LOGS"
+mkdir -p "$LOGS"
+trap stop_jobs EXIT
+trap 'exit 130' INT TERM HUP
+for kernel in $KERNELS; do
+	release[$kernel]=$(uname -r)
+	[ "$kernel" != running ] || continue
+	if "$here/fetch.sh" "$kernel" && "$here/initramfs.sh" "$kernel"; then
+		release[$kernel]=$(cat "$KERNEL_CACHE/$kernel/release")
+	else
+		result 1 "$kernel: the kernel and its first file system can be had"
+		unset "release[$kernel]"
+	fi
+done
+start_jobs
+for kernel in $KERNELS; do
+	for name in $CASES; do
+		[ -n "${job[$kernel.$name]:-}" ] || continue
+		wait "${job[$kernel.$name]}"
+		unset "job[$kernel.$name]"
+		judge "$kernel" "$name"
+	done
+done
+report >"$REPORT"
+sed 's/^/# /' "$REPORT"
+echo "1..$n"
+[ "$failed" -eq 0 ] && [ "$n" -gt 0 ]
