@@ -140,13 +140,18 @@ test-programs: $(PROG_BIN)
 
 # SCALE=full runs the long tests at their full counts.
 SCALE ?= ci
-.PHONY: test soak fuzz demo bench
+.PHONY: test soak test-kernels fuzz demo bench
 test: deps-if-missing ## every test that this machine can run (as root)
 	$(Q)$(MAKE) --no-print-directory all unit-tests test-programs
 	$(Q)BUILD_DIR=$(B) SCALE=$(SCALE) test/run.sh $(SUITES)
 
 soak: ## the tests with the full counts of the long ones
 	$(Q)$(MAKE) --no-print-directory test SCALE=full
+
+# All kernels and the running one, unless SCALE=ci is asked for: then 5.10 and 6.12.
+test-kernels: deps-if-missing ## the contract on Debian's kernels in QEMU, and on the running one (as root)
+	$(Q)$(MAKE) --no-print-directory all test-programs
+	$(Q)BUILD_DIR=$(B) SCALE=$(if $(filter file,$(origin SCALE)),full,$(SCALE)) test/kernels/run.sh
 
 FUZZ_SECONDS ?= 60
 fuzz: $(FUZZ_BIN) ## each fuzzer for FUZZ_SECONDS (60)
@@ -165,7 +170,8 @@ bench: deps-if-missing ## the figures that docs and issues quote (as root)
 BUILD_DEPS := build-essential pkg-config clang llvm bpftool libbpf-dev libelf-dev zlib1g-dev \
 	libjansson-dev libcap-ng-dev libmnl-dev libnftnl-dev
 TEST_DEPS := bats iproute2 nftables iptables haproxy containerd runc containernetworking-plugins \
-	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev
+	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev \
+	qemu-system-x86 cpio kmod xz-utils debian-archive-keyring
 LINT_DEPS := clang-format clang-tidy clang-tools shellcheck codespell libclang-rt-14-dev man-db
 
 .PHONY: deps deps-if-missing

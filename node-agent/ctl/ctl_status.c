@@ -58,9 +58,9 @@ static void show_changes(struct ctl_out *out, const json_t *counters)
 	static const struct {
 		const char *name, *text;
 	} rows[] = {
-		{"healed", "pods that differed from their plan and were healed"},
-		{"moves", "pods moved from one engine to another"},
-		{"fallbacks", "pods that the preferred engine could not serve"},
+		{"healed", "healed after somebody else had changed them"},
+		{"moves", "moved from one engine to another"},
+		{"fallbacks", "given another engine than the preferred one"},
 	};
 	const char *label = "Since start";
 

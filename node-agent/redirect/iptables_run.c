@@ -324,7 +324,7 @@ static int run(const char *const argv[], int netns_fd, const char *input, char *
 		r = memory_file(NULL, &out, err);
 	if (!r)
 		r = memory_file(NULL, &complaint, err);
-	if (!r && netns_fd >= 0)
+	if (!r && netns_fd >= 0 && input)
 		r = foreign_userns(netns_fd, &userns, err);
 	if (!r) {
 		const int fds[CHILD_FDS] = {in, out, complaint, netns_fd, userns};
@@ -388,7 +388,7 @@ static bool is_of_backend(const char *program, enum iptables_backend backend)
 	scoped_free char *version = NULL;
 	struct error ignored = {0};
 
-	if (run(argv, -1, NULL, &version, &ignored))
+	if (run(argv, -1, NULL, &version, &ignored) || !version)
 		return false;
 	return (strstr(version, "nf_tables") != NULL) == (backend == IPTABLES_NFT);
 }

@@ -329,30 +329,44 @@ static const char *protocol_of(const struct nf_rule *rule)
 	return "tcp";
 }
 
-static void put_ports(struct line *line, const struct nf_match *m, size_t first, size_t n)
+/*
+ * Two matches of -m tcp are one in the nft backend's notation, and iptables-save shows only the
+ * last; matches of multiport stay apart.
+ */
+static bool needs_multiport(const struct nf_rule *rule)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < rule->n_matches; i++)
+		n += rule->matches[i].type == NF_MATCH_DESTINATION_PORT ||
+		     rule->matches[i].type == NF_MATCH_SOURCE_PORT ||
+		     rule->matches[i].type == NF_MATCH_FIRST_SYN;
+	return n > 1;
+}
+
+static void put_ports(struct line *line, const struct nf_match *m, const uint16_t *ports, size_t n)
 {
 	put(line, "-m multiport %s--%cports ", m->negated ? "! " : "",
 	    m->type == NF_MATCH_SOURCE_PORT ? 's' : 'd');
 	for (size_t i = 0; i < n; i++)
-		put(line, "%s%u", i ? "," : "", m->ports->ports[first + i]);
+		put(line, "%s%u", i ? "," : "", ports[i]);
 	put(line, " ");
 }
 
 static int render_ports(struct renderer *r, struct line *line, size_t at)
 {
 	const struct nf_match *m = &r->rule->matches[at];
-	size_t start = line->used;
+	const uint16_t port = (uint16_t)m->value, *ports = m->ports ? m->ports->ports : &port;
+	size_t n = m->ports ? m->ports->n : 1, start = line->used;
 	int result = 0;
 
-	if (!m->ports) {
+	if (!m->ports && !needs_multiport(r->rule)) {
 		put(line, "-m %s %s--%cport %u ", protocol_of(r->rule), m->negated ? "! " : "",
 		    m->type == NF_MATCH_SOURCE_PORT ? 's' : 'd', m->value);
 		return render_rest(r, line, at, start);
 	}
-	for (size_t i = 0; !result && i < m->ports->n; i += MULTIPORT_MAX) {
-		size_t rest = m->ports->n - i;
-
-		put_ports(line, m, i, rest < MULTIPORT_MAX ? rest : MULTIPORT_MAX);
+	for (size_t i = 0; !result && i < n; i += MULTIPORT_MAX) {
+		put_ports(line, m, ports + i, n - i < MULTIPORT_MAX ? n - i : MULTIPORT_MAX);
 		if (!m->negated)
 			result = render_rest(r, line, at, start);
 	}

@@ -292,10 +292,10 @@ static const struct nft_test nft_tests[] = {
 	{"nft counter", "added a rule", "verdicts cannot be counted", true, fill_counter},
 	{"nft interval set", "added a set", "lists of address ranges cannot be looked up", true,
 	 fill_interval_set},
-	{"nft conntrack zones", "added a rule that sets one", "pods with DNS capture are refused",
-	 false, fill_ct_zone},
-	{"nft conntrack state", "added a rule that reads it",
-	 "--drop-invalid and pods in TPROXY mode are refused", false, fill_ct_state},
+	{"nft conntrack zones", "added a rule that sets one", "DNS cannot be captured", true,
+	 fill_ct_zone},
+	{"nft conntrack state", "added a rule that reads it", "invalid packets cannot be dropped",
+	 true, fill_ct_state},
 	{"nft conntrack mark", "added a rule that reads it", "pods in TPROXY mode are refused",
 	 false, fill_ct_mark},
 	{"nft tproxy", "added a rule", "pods in TPROXY mode are refused", false, fill_tproxy},
@@ -493,29 +493,37 @@ void netfilter_probe_free(struct netfilter_probe *probe)
 	free(probe);
 }
 
-int netfilter_probe_run(const char *iptables, struct netfilter_probe **ret, struct error *err)
+static struct netfilter_probe *probe_new(void)
 {
 	enum {
 		FACILITIES = N_ELEMENTS(nft_tests) + N_ELEMENTS(iptables_tests) + IPTABLES_BACKENDS
 	};
 	struct netfilter_probe *probe = calloc(1, sizeof(*probe));
-	scoped_fd int netns_fd = -1;
-	struct search search = {.probe = probe,
-				.iptables = iptables,
-				.deadline_ms = monotonic_ms() + PROBE_TIMEOUT_MS};
-	int r = 0;
 
-	if (probe)
-		probe->facilities = calloc(FACILITIES, sizeof(*probe->facilities));
-	if (!probe || !probe->facilities)
-		r = error_set(err, ENOMEM, "probe netfilter");
-	if (r == 0)
-		r = netns_new(&netns_fd, err);
-	search.netns_fd = netns_fd;
-	if (r < 0) {
-		netfilter_probe_free(probe);
+	if (!probe)
+		return NULL;
+	probe->facilities = calloc(FACILITIES, sizeof(*probe->facilities));
+	if (probe->facilities)
+		return probe;
+	free(probe);
+	return NULL;
+}
+
+int netfilter_probe_run(const char *iptables, struct netfilter_probe **ret, struct error *err)
+{
+	scoped_fd int netns_fd = -1;
+	struct search search = {.iptables = iptables,
+				.deadline_ms = monotonic_ms() + PROBE_TIMEOUT_MS};
+	struct netfilter_probe *probe;
+	int r = netns_new(&netns_fd, err);
+
+	if (r < 0)
 		return r;
-	}
+	probe = probe_new();
+	if (!probe)
+		return error_set(err, ENOMEM, "probe netfilter");
+	search.probe = probe;
+	search.netns_fd = netns_fd;
 	try_nft_facilities(&search);
 	try_iptables_facilities(&search);
 	probe->nftables = summarise(probe, "nftables", probe->nftables_summary,

@@ -300,7 +300,7 @@ static void render_nat(struct draft *d, const struct plan_rule *from)
 	if (from->verdict == PLAN_REDIRECT)
 		finish(d, NF_REDIRECT, from->port);
 	else
-		finish(d, NF_RETURN, 0); /* what TPROXY is for, mangle has marked */
+		finish(d, NF_RETURN, 0);
 }
 
 static void render_mark_self(struct draft *d, const struct plan_rule *from)
@@ -569,8 +569,11 @@ static void add_nat(struct builder *b, enum nf_chain chain, const struct plan_ru
 	add_established(b, chain);
 	add_beside_ebpf(b, chain);
 	for (size_t i = 0; i < n; i++) {
-		if (rules[i].id == RULE_IPV6_OFF ||
-		    (chain == NF_NAT_PREROUTING && rules[i].verdict == PLAN_TPROXY))
+		/*
+		 * What TPROXY is for is mangle's; where a nat rule catches an own call as well, the
+		 * proxy sees what nat makes of it, as with Istio's rules.
+		 */
+		if (rules[i].id == RULE_IPV6_OFF || rules[i].verdict == PLAN_TPROXY)
 			continue;
 		add_plan_rule(b, chain, &rules[i], is_about_addresses(&rules[i]), render_nat);
 	}

@@ -274,7 +274,8 @@ static int compare_elements(const void *a, const void *b)
 
 void nft_set_sort(struct nft_set *set)
 {
-	qsort(set->elements, set->n, sizeof(*set->elements), compare_elements);
+	if (set->n > 0)
+		qsort(set->elements, set->n, sizeof(*set->elements), compare_elements);
 }
 
 typedef void (*key_fn)(const void *list, size_t i, uint8_t key[static 16]);
@@ -342,11 +343,12 @@ static bool prefix_end(const struct ip_prefix *p, size_t first_byte, uint8_t key
 /* Keys begin at byte `from` of the address in its common shape. */
 static void add_element(struct nft_set *set, const uint8_t *address, size_t from, bool end)
 {
-	struct nft_element *last = set->n ? &set->elements[set->n - 1] : NULL;
 	struct nft_element element = {.interval_end = end};
+	size_t n = set->n;
 
 	memcpy(element.key, address + from, set->key_len);
-	if (last && !end && last->interval_end && !memcmp(last->key, element.key, set->key_len))
+	if (!end && n > 0 && set->elements[n - 1].interval_end &&
+	    !memcmp(set->elements[n - 1].key, element.key, set->key_len))
 		set->n--; /* it begins where the one before ends: one interval */
 	else
 		set->elements[set->n++] = element;

@@ -13,7 +13,7 @@ extern const enum nft_family nft_families[NFT_FAMILIES];
 struct nft_table {
 	enum nft_family family;
 	bool present;
-	uint32_t flags, use; /* use: how many chains, sets and other objects it has */
+	uint32_t flags, use; /* use: how many chains, named sets and other objects it has */
 
 	/* Of its chains. */
 	bool draining, beside, passthrough, routes;

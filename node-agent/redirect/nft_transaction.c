@@ -11,6 +11,7 @@
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,7 +20,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 
-enum { ANSWER_BYTES = 64 * 1024, DEADLINE_S = 2, WHAT_MAX = 64 };
+enum { ANSWER_BYTES = 64 * 1024, DEADLINE_S = 2, WHAT_MAX = 64, CLOSER_STACK_BYTES = 128 * 1024 };
 
 struct nft_batch {
 	char *bytes;
@@ -187,6 +188,7 @@ static int receive(int fd, struct outcome *o)
 
 struct commit {
 	struct nft_batch *batch;
+	int fd; /* the socket, to be closed by the caller */
 };
 
 static int open_socket(size_t bytes, int *ret, struct error *err)
@@ -214,19 +216,50 @@ static int commit_inside(void *arg, struct error *err)
 	struct nft_batch *b = commit->batch;
 	struct outcome outcome = {.batch = b, .err = err};
 	struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
-	scoped_fd int fd = -1;
-	int r = open_socket(b->used, &fd, err);
+	int r = open_socket(b->used, &commit->fd, err);
 
 	if (r)
 		return r;
-	if (sendto(fd, b->bytes, b->used, 0, (struct sockaddr *)&kernel, sizeof(kernel)) < 0)
+	if (sendto(commit->fd, b->bytes, b->used, 0, (struct sockaddr *)&kernel, sizeof(kernel)) <
+	    0)
 		return error_set(err, errno, "send an nftables transaction");
-	return receive(fd, &outcome);
+	return receive(commit->fd, &outcome);
+}
+
+static void *close_socket(void *arg)
+{
+	close((int)(intptr_t)arg);
+	return NULL;
+}
+
+/*
+ * The kernel lets who closes a netfilter socket wait until everything that transactions have
+ * deleted is freed (nft_rcv_nl_event()), which is some RCU grace periods: 10 to 30 ms. Nothing of
+ * the transaction itself depends on that, so that a thread of its own waits.
+ */
+static void close_later(int fd)
+{
+	pthread_attr_t attributes;
+	pthread_t thread;
+	bool started = false;
+
+	if (fd < 0)
+		return;
+	if (pthread_attr_init(&attributes) == 0) {
+		pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+		pthread_attr_setstacksize(&attributes, CLOSER_STACK_BYTES);
+		started = pthread_create(&thread, &attributes, close_socket,
+					 (void *)(intptr_t)fd) == 0;
+		pthread_attr_destroy(&attributes);
+	}
+	if (!started)
+		close(fd);
 }
 
 int nft_batch_commit(struct nft_batch *b, int netns_fd, struct error *err)
 {
-	struct commit commit = {.batch = b};
+	struct commit commit = {.batch = b, .fd = -1};
+	int r;
 
 	/* The last message's answer comes after the commit. */
 	if (b->last)
@@ -236,5 +269,7 @@ int nft_batch_commit(struct nft_batch *b, int netns_fd, struct error *err)
 		return error_set(err, ENOMEM, "make an nftables transaction");
 	b->used += MNL_ALIGN(b->last->nlmsg_len);
 	b->last = NULL;
-	return netns_run(netns_fd, commit_inside, &commit, err);
+	r = netns_run(netns_fd, commit_inside, &commit, err);
+	close_later(commit.fd);
+	return r;
 }

@@ -172,9 +172,10 @@ static int compare_texts(const struct rule_texts *want, const struct rule_texts 
 			continue;
 		if (wanted && (!found || is_in(want, i + 1, found)))
 			return difference(err, wanted, chain, "is missing");
-		if (!wanted || is_in(have, i + 1, wanted))
+		if (found && (!wanted || is_in(have, i + 1, wanted)))
 			return difference(err, found, chain, "is not ours");
-		return difference(err, wanted, chain, "is not as planned");
+		if (wanted)
+			return difference(err, wanted, chain, "is not as planned");
 	}
 	return 0;
 }
@@ -223,7 +224,7 @@ static bool is_of_kind(const struct nftnl_chain *chain, const struct nft_chain_k
 static bool is_mark(const char *name)
 {
 	return !strcmp(name, NFT_MARK_DRAINING) || !strcmp(name, NFT_MARK_BESIDE) ||
-	       !strcmp(name, NFT_MARK_PASSTHROUGH) ||
+	       !strcmp(name, NFT_MARK_PASSTHROUGH) || !strcmp(name, NFT_MARK_ROUTES) ||
 	       !strncmp(name, NFT_MARK_AGENT, strlen(NFT_MARK_AGENT));
 }
 
@@ -295,8 +296,11 @@ int nft_verify_table(const struct nft_table *t, const struct nft_image *want, st
 		r = compare_mark_rules(t, want, err);
 	if (r)
 		return r;
-	/* The rest that a table can hold: sets that no rule of ours uses, objects, flow tables. */
-	if (t->n_sets != want->n_sets || t->use != t->n_chains + t->n_sets)
+	/*
+	 * The rest that a table can hold: named sets, objects, flow tables. An anonymous set is not
+	 * in the table's count once a rule has it.
+	 */
+	if (t->n_sets != want->n_sets || t->use != t->n_chains)
 		return error_set(err, ENODEV,
 				 "nftables: table " NFT_TABLE " has sets or objects that are not "
 				 "ours");

@@ -131,11 +131,13 @@ static void put_back(const struct tools *tools, enum iptables_backend backend, i
 
 	if (!r)
 		r = change(tools, backend, netns_fd, &now, before, &why);
-	if (!r)
-		return;
 	snprintf(text, sizeof(text), "%s", err->text);
-	error_set(err, err->code, "%.300s (and the rules before it could not be put back: %.150s)",
-		  text, why.text);
+	if (r)
+		error_set(err, err->code,
+			  "%.300s; what was there before cannot be put back: %.150s", text,
+			  why.text);
+	else
+		error_set(err, err->code, "%.400s; all that was done before it is undone", text);
 }
 
 /* ---- opening -------------------------------------------------------------------------------- */
@@ -354,10 +356,13 @@ static int apply_surroundings(struct application *a, struct error *err)
 {
 	bool had = families_have(&a->before, MARK_PASSTHROUGH) ||
 		   families_have(&a->other, MARK_PASSTHROUGH) || a->pod->passthrough_is_ours;
+	struct error ignored = {0};
 	int r = 0;
 
 	if (a->rules.uses_tproxy) {
-		a->set_routes = !had_tproxy(&a->before) && !had_tproxy(&a->other);
+		/* Another engine, or an earlier apply, may have set them already. */
+		a->set_routes = netfilter_routes_verify(a->pod->netns_fd, a->rules.captures_ipv6,
+							&ignored) != 0;
 		r = netfilter_routes_set(a->pod->netns_fd, true, a->rules.captures_ipv6, err);
 	}
 	if (!r && a->rules.captures_ipv6)
@@ -588,15 +593,30 @@ static enum redirect_presence stronger(enum redirect_presence a, enum redirect_p
 	return weight[a] >= weight[b] ? a : b;
 }
 
+static bool may_have_any(int netns_fd)
+{
+	for (enum iptables_backend b = 0; b < IPTABLES_BACKENDS; b++) {
+		bool maybe[2];
+
+		iptables_may_be_there(b, netns_fd, maybe);
+		if (maybe[0] || maybe[1])
+			return true;
+	}
+	return false;
+}
+
 typedef void (*found_fn)(const struct families *found, void *arg);
 
-/* Calls fn with what each backend has. */
+/* Calls fn with what each backend has. Finding programs may mean to ask them what they are. */
 static int look_at_both(const struct iptables *ipt, int netns_fd, found_fn fn, void *arg,
 			struct error *err)
 {
 	scoped_free struct tools *own = NULL;
-	const struct tools *tools = tools_of(ipt, &own);
+	const struct tools *tools;
 
+	if (!ipt && !may_have_any(netns_fd))
+		return 0;
+	tools = tools_of(ipt, &own);
 	if (!tools)
 		return error_set(err, ENOMEM, "iptables engine");
 	for (enum iptables_backend b = 0; b < IPTABLES_BACKENDS; b++) {
@@ -713,14 +733,13 @@ static void add_verdicts(const struct families *found, void *arg)
 
 	for (enum plan_rule_id id = RULE_NONE + 1; id < RULE_ID_COUNT_; id++) {
 		const char *name = plan_rule_name(id);
-		json_int_t packets = (json_int_t)(iptables_set_packets(&found->of[0], name) +
-						  iptables_set_packets(&found->of[1], name));
+		uint64_t packets = iptables_set_packets(&found->of[0], name) +
+				   iptables_set_packets(&found->of[1], name);
 
-		if (packets)
-			json_object_set_new(
-				verdicts, name,
-				json_integer(packets +
-					     json_integer_value(json_object_get(verdicts, name))));
+		if (packets == 0)
+			continue;
+		packets += (uint64_t)json_integer_value(json_object_get(verdicts, name));
+		json_object_set_new(verdicts, name, json_integer((json_int_t)packets));
 	}
 }
 

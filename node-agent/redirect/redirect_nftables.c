@@ -342,9 +342,9 @@ static int replace_tables(struct application *a, struct error *err)
 				nft_delete_table(batch, t->family);
 			continue;
 		}
-		/* Deleting needs a table, whether there is one or not. */
-		nft_add_table(batch, t->family);
-		nft_delete_table(batch, t->family);
+		/* A table that claim() has just made is filled. */
+		if (t->present)
+			nft_delete_table(batch, t->family);
 		nft_add_table(batch, t->family);
 		add_agent_mark(batch, t->family, a->engine->instance);
 		if (passthrough)

@@ -313,13 +313,12 @@ int pod_value_interfaces(const char *where, const char *text, struct name_list *
 	size_t n = count_items(text);
 	int r;
 
-	if (n == 0)
-		return 0;
 	if (n > POD_VALUE_INTERFACES_MAX)
 		return error_set(err, EINVAL, "%s: %s: %zu interfaces, at most %d are possible",
 				 where, pod_value_quote(text, quoted), n, POD_VALUE_INTERFACES_MAX);
+	n = 0;
 	r = parse_list(where, text, &interface_kind, &items, &n, err);
-	if (r < 0)
+	if (r < 0 || n == 0)
 		return r;
 	if (copy_names(items, n, ret) < 0)
 		r = error_set(err, ENOMEM, "%s: allocate a list of %zu names", where, n);

@@ -36,6 +36,7 @@ struct pod {
 	char *reason;
 	int64_t since_s; /* seconds since the epoch */
 	bool orphan;
+	bool heal_failed; /* and that was logged */
 
 	/* POD_SIDECAR and not an orphan */
 	struct redirect_plan *plan;	   /* ids as the pod numbers them */

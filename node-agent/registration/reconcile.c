@@ -11,7 +11,7 @@
 
 enum { SLICE_MS = 40 };
 
-static void reconcile_pod(struct registration *reg, const struct pod *pod)
+static void reconcile_pod(struct registration *reg, struct pod *pod)
 {
 	static const char *const said[] = {
 		[REDIRECT_HEALED] =
@@ -26,10 +26,15 @@ static void reconcile_pod(struct registration *reg, const struct pod *pod)
 	if (netns_fd < 0)
 		return; /* the sweep finds out whether it has ended */
 	registration_engine_pod(reg, pod, netns_fd, &engine_pod);
-	if (redirect_heal(reg->cfg.redirect, &engine_pod.pod, &done, &why, &err))
-		log_error(LOG_ERROR, &err, "cannot put a pod's redirection right", "namespace",
-			  pod->ns, "pod", pod->name, "container", pod->container_id, NULL);
-	else if (done != REDIRECT_AS_PLANNED)
+	if (redirect_heal(reg->cfg.redirect, &engine_pod.pod, &done, &why, &err)) {
+		log_error(pod->heal_failed ? LOG_DEBUG : LOG_ERROR, &err,
+			  "cannot put a pod's redirection right", "namespace", pod->ns, "pod",
+			  pod->name, "container", pod->container_id, NULL);
+		pod->heal_failed = true;
+		return;
+	}
+	pod->heal_failed = false;
+	if (done != REDIRECT_AS_PLANNED)
 		log_write(done == REDIRECT_HEALED ? LOG_WARN : LOG_INFO, said[done], "namespace",
 			  pod->ns, "pod", pod->name, "engine",
 			  redirect_pod_engine(reg->cfg.redirect, pod->cookie), "found", why.text,
@@ -42,7 +47,7 @@ bool registration_reconcile(struct registration *reg)
 	int64_t end_ms = monotonic_ms() + SLICE_MS;
 
 	while (reg->reconciled < pod_table_count(reg->table)) {
-		const struct pod *pod = pod_table_at(reg->table, reg->reconciled++);
+		struct pod *pod = pod_table_at(reg->table, reg->reconciled++);
 
 		/* A namespace counts once, at its first entry; nobody knows an orphan's plan. */
 		if (pod->mode == POD_SIDECAR && pod->plan &&

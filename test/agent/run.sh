@@ -123,7 +123,7 @@ exits() { # STATUS PART COMMAND...: exit status and what it says on standard err
 
 test_usage() {
 	local config=$NODE_DIR/config.json
-	exits 2 "--mode" "$AGENT" --mode nftables
+	exits 2 "--mode" "$AGENT" --mode tc
 	exits 2 "not built yet" "$AGENT" --install-cni yes
 	exits 2 "not built yet" "$AGENT" --proxy-identity cgroup
 	exits 2 "--no-such" "$AGENT" --no-such
@@ -150,7 +150,7 @@ test_dump_config() {
 
 test_not_a_cgroup() {
 	exits 1 "not a cgroup2 directory" "$AGENT" --run-dir "$NODE_DIR/other" \
-		--bpffs-dir "$NODE_BPFFS/other" --cgroup-root "$NODE_DIR"
+		--bpffs-dir "$NODE_BPFFS/other" --cgroup-root "$NODE_DIR" --mode ebpf
 }
 
 test_says_what_has_no_effect() {
@@ -286,8 +286,8 @@ test_decisions() {
 	[ -n "$(ask '{"op":"pods"}' | jq -r '.pods[1].reason')" ]
 	refused bad-annotation "excludeOutboundPorts" --netns /run/netns/t-c \
 		"$(attachment add c3 eth0 t-c x '{"sidecar.istio.io/status":"{}","traffic.sidecar.istio.io/excludeOutboundPorts":"80,x"}')"
-	refused unsupported "TPROXY" --netns /run/netns/t-c \
-		"$(attachment add c3 eth0 t-c x '{"sidecar.istio.io/status":"{}","sidecar.istio.io/interceptionMode":"TPROXY"}')"
+	refused unsupported "ambient" --netns /run/netns/t-c \
+		"$(attachment add c3 eth0 t-c x '{"sockmesh.io/redirection":"ambient"}')"
 	check_equal "$(pods)" "c1/eth0:redirect c2/eth0:skip"
 	check c1 eth0 t-a
 	check c2 eth0 t-b
@@ -311,6 +311,23 @@ test_add_is_idempotent() {
 	del c1 eth0 t-b
 	del c1 eth0 t-b
 	check_equal "$(pods)" ""
+}
+
+# What eBPF cannot do falls to nftables, and it is said why.
+test_fallback() {
+	local answer
+	namespaces t-a
+	ip -n t-a link set lo up
+	answer=$(add c1 eth0 t-a web '{"sidecar.istio.io/status":"{}","sidecar.istio.io/interceptionMode":"TPROXY"}')
+	check_equal "$(jq -r '.decision, .engine' <<<"$answer" | tr '\n' ' ')" "redirect nftables "
+	check_has "$answer" "TPROXY needs netfilter"
+	check c1 eth0 t-a
+	check_equal "$(ask '{"op":"status"}' | jq -c '[.engine, .counters.fallbacks, .counters.engines]')" \
+		'["ebpf",1,{"ebpf":0,"nftables":1,"iptables":0}]'
+	check_has "$(ip netns exec t-a nft list tables)" "table inet sockmesh"
+	del c1 eth0 t-a
+	check_equal "$(ip netns exec t-a nft list tables)" ""
+	check_equal "$(ip -n t-a rule show table 133)" ""
 }
 
 test_late_del() {
@@ -659,7 +676,7 @@ test_bpffs_is_mounted() {
 
 tap_test "a wrong flag, variable or configuration file exits with 2 and is named" test_usage
 tap_test "--dump-config prints each value with its source" test_dump_config
-tap_test "a cgroup root that is none is refused" test_not_a_cgroup
+tap_test "a cgroup root that is none is refused where eBPF is asked for" test_not_a_cgroup
 test_agent "options without effect yet are logged as such" test_says_what_has_no_effect \
 	--accelerate auto --metrics-address 127.0.0.1:9090
 test_agent "the run directory is 0700 and the socket 0600" test_modes
@@ -672,6 +689,7 @@ test_agent "a peer that never reads holds nobody up" test_deaf_peer
 test_agent "an answer over 64 KiB arrives whole" test_long_answer
 test_agent "the host's namespace and what is no namespace are refused" test_what_is_no_pod
 test_agent "pods are redirected, skipped or refused, and shown with the reason" test_decisions
+test_agent "a pod that eBPF cannot serve gets another engine, and leaves nothing" test_fallback
 test_agent "add is idempotent, and follows a namespace or an annotation that changed" test_add_is_idempotent
 test_agent "a late del of an old sandbox leaves the new one alone" test_late_del
 test_agent "the redirection ends with the last interface of a pod" test_two_interfaces

@@ -9,7 +9,7 @@ ctl() { # AGENT VERB...
 }
 
 pod_field() { # NAME JQ-EXPRESSION
-	"$BUILD_DIR/bin/sockmeshctl" --run-dir "${pod_agent[$1]}" pod "contract/$1" -o json | jq -c "$2"
+	"$BUILD_DIR/bin/sockmeshctl" --run-dir "${pod_agent[$1]}" pod "contract/$1" -o json | jq -c ".pod | $2"
 }
 
 status_field() { # AGENT JQ-EXPRESSION
@@ -26,7 +26,7 @@ iptables_rules() { # NAME; rules and chains of ours, without counters
 	for tool in "${IPTABLES_TOOLS[@]}"; do
 		command -v "$tool-save" >/dev/null || continue
 		inside "$1" "$tool-save" 2>/dev/null | sed -n "s/ \[[0-9:]*\]$//; s/^[-:]/$tool &/p" |
-			grep -v ' \(INPUT\|OUTPUT\|FORWARD\|PREROUTING\|POSTROUTING\) \(ACCEPT\|-\)$'
+			grep -v ' :\(INPUT\|OUTPUT\|FORWARD\|PREROUTING\|POSTROUTING\) \(ACCEPT\|-\)$'
 	done
 }
 
@@ -180,24 +180,22 @@ pinned_map() { # NAME MAP
 	find "$work/bpf-${pod_agent[$1]##*/run-}" -name "$2" -print -quit
 }
 
-tamper_ebpf_entry_deleted() { # NAME
-	local pin
-	pin=$(pinned_map "$1" pods)
+delete_entry() { # PIN JQ-EXPRESSION: the key, of all entries
 	# shellcheck disable=SC2046 # bytes
-	bpftool map delete pinned "$pin" key hex \
-		$(bpftool map dump pinned "$pin" -j | jq -r '.[0].key | map(ltrimstr("0x")) | join(" ")')
+	bpftool map delete pinned "$1" key hex \
+		$(bpftool map dump pinned "$1" -j | jq -r "$2 | map(ltrimstr(\"0x\")) | join(\" \")")
 }
 
-tamper_ebpf_port_deleted() { # NAME
-	local pin
-	pin=$(pinned_map "$1" port_sets)
-	# shellcheck disable=SC2046
-	bpftool map delete pinned "$pin" key hex \
-		$(bpftool map dump pinned "$pin" -j | jq -r '.[0].key | map(ltrimstr("0x")) | join(" ")')
+tamper_ebpf_entry_deleted() { # NAME
+	delete_entry "$(pinned_map "$1" pods)" '.[0].key'
+}
+
+tamper_ebpf_port_deleted() { # NAME: of the newest policy, which is the pod's
+	delete_entry "$(pinned_map "$1" port_sets)" 'max_by(.formatted.key.policy).key'
 }
 
 tamper_ebpf_link_detached() { # NAME
-	bpftool link detach pinned "$work/bpf-${pod_agent[$1]##*/run-}/links/connect4"
+	bpftool link detach pinned "$work/bpf-${pod_agent[$1]##*/run-}/links/sockmesh_connect4"
 }
 
 tamper_ebpf_netns_link_detached() { # NAME
@@ -215,19 +213,26 @@ healed_since() { # AGENT COUNT
 	[ "$(healed "$1")" -gt "$2" ]
 }
 
-expect_named() { # CLAIM NAME: CHECK fails with a message
-	local answer
-	answer=$(check_ok "$2" 2>&1)
-	case $answer in
-	*'"ok":false'*'"msg":"'?*)
-		echo "ok - $1"
-		echo "#   $(jq -r '.error.msg // .msg // "" ' <<<"$answer" 2>/dev/null)"
-		;;
-	*)
-		echo "not ok - $1"
-		echo "#   $answer"
-		;;
-	esac
+# What CHECK says of each.
+declare -A tampering_is=(
+	[nftables_flushed]="is missing"
+	[nftables_deleted]="table sockmesh is missing"
+	[nftables_renamed]="table sockmesh is missing"
+	[nftables_rule_deleted]="is missing"
+	[nftables_rule_added]="is not ours"
+	[iptables_flushed]="is missing"
+	[iptables_jump_deleted]="the jump"
+	[iptables_rule_deleted]="rule"
+	[iptables_rule_added]="rule 1 is"
+	[iptables_v6_flushed]="IPv6"
+	[ebpf_entry_deleted]="does not have the pod"
+	[ebpf_port_deleted]="port"
+	[ebpf_link_detached]="connect4"
+	[ebpf_netns_link_detached]="is detached"
+)
+
+check_message() { # NAME
+	check_ok "$1" | jq -r .message
 }
 
 # Where the reconciler does not come in between.
@@ -236,7 +241,8 @@ tamper_and_check() { # NAME KIND
 	before=$(netfilter_state "$1")
 	"tamper_${ENGINE}_$2" "$1"
 	result $? "$1: $2"
-	expect_named "$1: $2: CHECK says what differs" "$1"
+	expect "$1: $2: CHECK fails" '"ok":false' check_ok "$1"
+	expect "$1: $2: and says what differs" "${tampering_is[${ENGINE}_$2]}" check_message "$1"
 	enrol "$1"
 	result $? "$1: $2: applied again"
 	expect "$1: $2: and all is as planned" '"ok":true' check_ok "$1"

@@ -448,9 +448,12 @@ static void read_report(int fd, struct outcome *seen)
 	size_t used = 0;
 	ssize_t n;
 
-	while ((n = read(fd, seen->report[0] + used, REPORT_MAX - 1 - used)) > 0)
-		used += (size_t)n;
-	if (n < 0 || !used) {
+	do {
+		n = read(fd, seen->report[0] + used, REPORT_MAX - 1 - used);
+		if (n > 0)
+			used += (size_t)n;
+	} while (n > 0 && !strchr(seen->report[0], '\n'));
+	if (n <= 0 && !strchr(seen->report[0], '\n')) {
 		failed(seen, "read", n < 0 ? errno : EPIPE);
 		return;
 	}
@@ -669,17 +672,23 @@ static void judge_odst(struct judgement *j, const struct attempt *a, const char 
 static void judge_peer(struct judgement *j, const struct attempt *a, const struct outcome *seen,
 		       const char *report, const char *want)
 {
-	char got[ENDPOINT_TEXT], right[ENDPOINT_TEXT], own[ENDPOINT_TEXT];
+	char got[ENDPOINT_TEXT], right[ENDPOINT_TEXT], own[ENDPOINT_TEXT], name[32];
+	bool any_port = strstr(want, ":*");
 	union endpoint peer;
 
 	if (!strcmp(want, "*"))
 		return;
 	report_field(report, "peer", got, sizeof(got));
-	resolve(want, a->form, endpoint_port(&seen->own), &peer);
+	snprintf(name, sizeof(name), "%.*s", (int)strcspn(want, ":"), want);
+	resolve(name, a->form, endpoint_port(&seen->own), &peer);
+	if (any_port && strrchr(got, ':'))
+		endpoint_set_port(&peer, (unsigned)atoi(strrchr(got, ':') + 1));
 	endpoint_format(&peer, right);
 	endpoint_format(&seen->own, own);
 	if (strcmp(got, right) != 0)
 		differs(j, "peer is %s, not %s", got, right);
+	endpoint_set_port(&peer, endpoint_port(&seen->own));
+	endpoint_format(&peer, right);
 	if (!is_udp(a->how) && strcmp(own, right) != 0)
 		differs(j, "the client's own address is %s, not %s", own, right);
 	if (a->bind_port && endpoint_port(&seen->own) != endpoint_port(&a->source))

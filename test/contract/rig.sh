@@ -65,8 +65,9 @@ rig_down() {
 	rm -rf --one-file-system "$work"
 }
 
+# SOCKMESH_TEST_PATIENCE: how many times slower than hardware this machine is, when it is emulated.
 wait_for() { # SECONDS COMMAND...
-	local deadline=$((${EPOCHREALTIME/./} + $1 * 1000000))
+	local deadline=$((${EPOCHREALTIME/./} + $1 * 1000000 * ${SOCKMESH_TEST_PATIENCE:-1}))
 	shift
 	until "$@" >/dev/null 2>&1; do
 		[ "${EPOCHREALTIME/./}" -lt "$deadline" ] || return 1

@@ -161,8 +161,8 @@ status_for_people() {
 status_tells_engines_and_what_the_agent_did() {
 	with_agent text "$STATUS_MOVED" status
 	check_equal "$status" 0 status
-	for word in "5 redirected, 1 skipped" "3 by ebpf" "2 by nftables" "7 pods moved" \
-		"Since start" "2 pods that the preferred"; do
+	for word in "5 redirected, 1 skipped" "3 by ebpf" "2 by nftables" "7 moved" \
+		"Since start" "2 given another engine"; do
 		check_has "$out" "$word"
 	done
 	case $out in *"by iptables"* | *healed*) echo "shows a count of zero"; return 1 ;; esac

@@ -72,13 +72,15 @@ copy_commands() { # ROOT
 	plugins=$(dirname "$(dpkg -L iptables | grep '/xtables/libxt_standard\.so$')")
 	mkdir -p "$1$plugins"
 	cp -P --preserve=mode "$plugins"/*.so "$1$plugins/"
-	for library in $(libraries_of "${paths[@]}" "$plugins"/*.so "$BUILD_DIR"/bin/* "$BUILD_DIR"/test/unit/*_test); do
+	for library in $(libraries_of "${paths[@]}" "$plugins"/*.so); do
 		copy "$1" "$library"
 	done
+	python=${python%-minimal}
+	mkdir "$1/usr/lib/$python/lib-dynload" # python warns where it is missing
 }
 
 system_archive() {
-	local root=$OUT/system
+	local root=$OUT/system name
 	rm -rf "$root"
 	mkdir -p "$root"/{usr/{bin,sbin,lib,lib64},etc/modprobe.d,proc,sys,dev,run,tmp,var,root}
 	for name in bin sbin lib lib64; do
@@ -127,19 +129,20 @@ modules_archive() { # VERSION
 }
 
 project_archive() {
-	local root=$OUT/project
+	local root=$OUT/project library
 	rm -rf "$root"
-	mkdir -p "$root/sockmesh/build/test"
+	mkdir -p "$root"/usr/{lib,lib64} "$root"/sockmesh/build/{gen,test/contract}
+	ln -s usr/lib "$root/lib"
+	ln -s usr/lib64 "$root/lib64"
 	cp -r test VERSION "$root/sockmesh/"
 	rm -rf "$root/sockmesh/test/fuzz/corpus"
 	cp -r "$BUILD_DIR/bin" "$root/sockmesh/build/"
-	for name in contract kernels agent; do
-		[ ! -d "$BUILD_DIR/test/$name" ] || mkdir -p "$root/sockmesh/build/test/$name"
-		find "$BUILD_DIR/test/$name" -maxdepth 1 -type f -perm /111 \
-			-exec cp -t "$root/sockmesh/build/test/$name" {} + 2>/dev/null || :
+	find "$BUILD_DIR/test/contract" -maxdepth 1 -type f -perm /111 \
+		-exec cp -t "$root/sockmesh/build/test/contract" {} +
+	for library in $(libraries_of "$BUILD_DIR"/bin/*); do
+		copy "$root" "$library"
 	done
 	# With the bytecode alone a developer can ask each kernel's verifier: bpftool prog load.
-	mkdir -p "$root/sockmesh/build/gen"
 	cp build/gen/*.linked.o "$root/sockmesh/build/gen/"
 	archive "$root" "$OUT/project.cpio"
 }

@@ -12,7 +12,8 @@
 #   PARTS      of the contract test: matrix, or all (matrix)
 #   JOBS       machines at a time (one for each processor)
 #   PATIENCE   seconds that one machine may take (600; with PARTS=all 1800)
-#   BUILD_DIR  where the programs are (build); BUILD_DIR/test/kernels/report.md is the table of what
+#   BUILD_DIR  where the programs are (build)
+#   OUT        where the machines are made (BUILD_DIR/test/kernels); report.md is the table of what
 #              passed, and logs/ beside it has everything that was said
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -32,7 +33,7 @@ esac
 CASES=${CASES:-ebpf nftables iptables-nft iptables-legacy}
 JOBS=${JOBS:-$(nproc)}
 PATIENCE=${PATIENCE:-$([ "$PARTS" = all ] && echo 1800 || echo 600)}
-OUT=$BUILD_DIR/test/kernels
+export OUT=${OUT:-$BUILD_DIR/test/kernels}
 LOGS=$OUT/logs
 REPORT=$OUT/report.md
 
@@ -61,7 +62,7 @@ run_case() { # KERNEL CASE
 	fi
 	[ "$2" != iptables-legacy ] || export BOOT_APPEND="sockmesh.without=nf_tables"
 	CONSOLE_LOG=$LOGS/$1-$2.console "$here/boot.sh" "$1" - "$PATIENCE" \
-		<<<"PARTS=$PARTS test/kernels/inside.sh $2"
+		<<<"SOCKMESH_TEST_PATIENCE=6 PARTS=$PARTS test/kernels/inside.sh $2"
 }
 
 # One job at a time for each token in the pipe.
@@ -128,8 +129,11 @@ judge_probe() { # KERNEL CASE LOG
 		<(sed -En 's/^facility (missing|required) //p' "$3" | sort))
 	[ -z "$differences" ] && grep -q '^facility found' "$3"
 	result $? "$1 $2: the probe finds what is known of this kernel"
-	[ -z "$differences" ] || printf '%s\n' "$differences" |
-		sed -n 's/^</#   known as missing, but found:/p; s/^>/#   missing, but not known as that:/p'
+	[ -z "$differences" ] || {
+		printf '%s\n' "$differences" |
+			sed -n 's/^</#   known as missing, but found:/p; s/^>/#   missing, but not known as that:/p'
+		grep '^# probe: ' "$3"
+	}
 }
 
 # Where bpf() is denied the probe must say that of eBPF, and of no other engine.
@@ -146,6 +150,7 @@ judge_denied_probe() { # KERNEL CASE LOG
 		}
 	done
 	result $status "$1 $2: the probe says which engines can be used"
+	[ $status -eq 0 ] || grep '^# probe: ' "$3"
 }
 
 judge_matrix() { # KERNEL CASE LOG
@@ -173,7 +178,7 @@ judge() { # KERNEL CASE
 		case $line in
 		"ok - "*) result 0 "$1 $2: ${line#ok - }" ;;
 		"not ok - "*) result 1 "$1 $2: ${line#not ok - }" ;;
-		"# agent: "*) echo "$line" ;;
+		"# agent: error"*) echo "$line" ;;
 		esac
 	done <"$log"
 	if [ "$2" != iptables-nft ]; then

@@ -82,6 +82,20 @@ TEST(a_list_of_ids_is_a_line_each_and_none_of_them_is_one_line)
 	return TEST_OK;
 }
 
+TEST(two_port_matches_in_one_rule_stay_apart)
+{
+	struct nf_rule r = rule(NF_NAT_OUTPUT, NF_RETURN, 0);
+
+	tcp(&r);
+	for (uint32_t port = 1; port <= 2; port++)
+		match(&r, (struct nf_match){.type = NF_MATCH_DESTINATION_PORT,
+					    .value = port,
+					    .negated = true});
+	CHECK_STR(lines_of(&r, false), "-p tcp -m multiport ! --dports 1 "
+				       "-m multiport ! --dports 2 -j RETURN\n");
+	return TEST_OK;
+}
+
 TEST(ports_go_fifteen_to_a_line)
 {
 	uint16_t ports[17];
