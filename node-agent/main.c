@@ -278,6 +278,7 @@ static int start(struct agent *agent, struct error *err)
 	struct timespec now;
 	int r;
 
+	agent->options.redirect.instance = run_dir_instance(options->run_dir);
 	agent->options.redirect.open_netns = reopen_netns;
 	agent->options.redirect.visit_pod = visit_pod;
 	agent->options.redirect.pods_arg = agent;
@@ -371,6 +372,7 @@ static int act(struct agent *agent)
 		options_print_dump(&agent->options, stdout);
 		return EXIT_SUCCESS;
 	case ACTION_UNINSTALL:
+		agent->options.redirect.instance = run_dir_instance(agent->options.run_dir);
 		/* Where nothing of cgroup2 is left there is nothing of ours on it either. */
 		if (find_cgroup(agent, &err))
 			agent->options.redirect.cgroup_root = NULL;
@@ -398,7 +400,6 @@ int main(int argc, char **argv)
 		options_done(&agent.options);
 		return r == -ENOMEM ? EXIT_FAILURE : EXIT_BAD_CONFIGURATION;
 	}
-	agent.options.redirect.instance = run_dir_instance(agent.options.run_dir);
 	log_setup(agent.options.log_level, agent.options.log_format);
 	raise_descriptor_limit();
 	status = act(&agent);

@@ -3,8 +3,9 @@
 /*
  * The nftables engine. A pod's rules are one table of its network namespace, replaced as a whole in
  * one transaction: `inet sockmesh`, or where the kernel has no nat for inet (before Linux 5.2) the
- * two tables `ip sockmesh` and `ip6 sockmesh`. Nothing about a pod is kept here; what must be
- * remembered stands in the table as an empty chain (nft_compile.h).
+ * two tables `ip sockmesh` and `ip6 sockmesh`. What must be remembered about a pod stands in the
+ * table as an empty chain (nft_compile.h), and only whose ::6 is ours also here, for a table that
+ * somebody else deletes.
  *
  * Beside rules the engine makes ::6/128 on lo, and for TPROXY a routing rule and a route. The table
  * is there before they are, and goes after them, so that it always tells what there may be.
@@ -33,6 +34,8 @@
 struct nftables {
 	bool split; /* ip and ip6, not inet */
 	uint32_t instance;
+	uint64_t *passthrough_owners; /* cookies */
+	size_t n_owners;
 };
 
 #define scoped_rules  scoped(netfilter_rules_done)
@@ -238,13 +241,48 @@ static int nftables_open(const struct redirect_config *cfg, struct event_loop *l
 
 static void nftables_close(void *state)
 {
-	free(state);
+	struct nftables *n = state;
+
+	if (n)
+		free(n->passthrough_owners);
+	free(n);
 }
 
 static const char *nftables_cannot(const struct redirect_plan *plan)
 {
 	(void)plan;
 	return NULL;
+}
+
+static bool is_owner(const struct nftables *n, uint64_t cookie)
+{
+	for (size_t i = 0; i < n->n_owners; i++)
+		if (n->passthrough_owners[i] == cookie)
+			return true;
+	return false;
+}
+
+static void forget_owner(struct nftables *n, uint64_t cookie)
+{
+	for (size_t i = 0; i < n->n_owners; i++)
+		if (n->passthrough_owners[i] == cookie) {
+			n->passthrough_owners[i] = n->passthrough_owners[--n->n_owners];
+			return;
+		}
+}
+
+/* Without memory only the table knows. */
+static void remember_owner(struct nftables *n, uint64_t cookie)
+{
+	uint64_t *grown;
+
+	if (is_owner(n, cookie))
+		return;
+	grown = reallocarray(n->passthrough_owners, n->n_owners + 1, sizeof(*grown));
+	if (!grown)
+		return;
+	n->passthrough_owners = grown;
+	grown[n->n_owners++] = cookie;
 }
 
 /* ---- apply ----------------------------------------------------------------------------------- */
@@ -325,11 +363,17 @@ static int claim(struct application *a, struct error *err)
 	return r;
 }
 
+static bool owns_passthrough_after(const struct application *a)
+{
+	return a->rules.captures_ipv6 &&
+	       (a->add_passthrough || a->was.passthrough || a->pod->passthrough_is_ours ||
+		is_owner(a->engine, a->pod->cookie));
+}
+
 static int replace_tables(struct application *a, struct error *err)
 {
 	scoped_batch struct nft_batch *batch = nft_batch_new();
-	bool passthrough = a->rules.captures_ipv6 && (a->add_passthrough || a->was.passthrough ||
-						      a->pod->passthrough_is_ours);
+	bool passthrough = owns_passthrough_after(a);
 	int r = 0;
 
 	if (!batch)
@@ -431,6 +475,10 @@ static int nftables_apply(void *state, const struct redirect_pod *pod, struct er
 		r = install(&a, err);
 	if (!r)
 		r = tidy(&a, err);
+	if (!r && owns_passthrough_after(&a))
+		remember_owner(state, pod->cookie);
+	else if (!r)
+		forget_owner(state, pod->cookie);
 	nft_tables_done(&a.before);
 	netfilter_rules_done(&a.rules);
 	return r;
@@ -456,9 +504,11 @@ static int remove_from(int netns_fd, struct error *err)
 
 static int nftables_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
 {
-	(void)state;
-	(void)cookie;
-	return netns_fd < 0 ? 0 : remove_from(netns_fd, err);
+	int r = netns_fd < 0 ? 0 : remove_from(netns_fd, err);
+
+	if (!r)
+		forget_owner(state, cookie);
+	return r;
 }
 
 static void delete_tproxy_rules(struct nft_batch *batch, const struct nft_table *t)
@@ -533,12 +583,12 @@ static int nftables_retire(void *state, const struct redirect_pod *pod, bool *re
 	size_t captured = 0;
 	int r = 0;
 
-	(void)state;
 	if (pod->netns_fd >= 0)
 		r = nft_read(pod->netns_fd, NFT_READ_RULES, &tables, err);
 	if (r)
 		return r;
 	if (!tables.any) {
+		forget_owner(state, pod->cookie);
 		*ret_done = true;
 		return 0;
 	}
@@ -557,8 +607,10 @@ static int nftables_retire(void *state, const struct redirect_pod *pod, bool *re
 	}
 	if (!r)
 		r = end_draining(pod, &tables, err);
-	if (!r)
+	if (!r) {
+		forget_owner(state, pod->cookie);
 		*ret_done = true;
+	}
 	return r;
 }
 

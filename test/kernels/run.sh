@@ -230,7 +230,7 @@ mkdir -p "$LOGS"
 trap stop_jobs EXIT
 trap 'exit 130' INT TERM HUP
 for kernel in $KERNELS; do
-	release[$kernel]=$(uname -r)
+	release[$kernel]="running, $(uname -r | cut -d. -f1,2)"
 	[ "$kernel" != running ] || continue
 	if "$here/fetch.sh" "$kernel" && "$here/initramfs.sh" "$kernel"; then
 		release[$kernel]=$(cat "$KERNEL_CACHE/$kernel/release")

@@ -302,6 +302,7 @@ TEST(whatever_somebody_changes_is_named_and_healed_by_apply)
 	}
 	CHECK(!take_away(&f));
 	CHECK_EQ(in_netns(f.pod.netns_fd, "[ -z \"$(nft list ruleset)\" ]"), 0);
+	CHECK(in_netns(f.pod.netns_fd, "ip -6 address show dev lo | grep -q ' ::6/128'"));
 	fixture_close(&f);
 	return TEST_OK;
 }
