@@ -56,11 +56,17 @@ routes_of_tproxy() { # NAME
 	ip -n "$1" -6 route show table 133 2>/dev/null
 }
 
-# Everything that the netfilter engines have in a pod, in a form that can be compared.
+# Everything that an engine can have in a pod but for what bpf has, in a form that can be compared.
 netfilter_state() { # NAME
 	nftables_rules "$1"
 	iptables_rules "$1"
 	routes_of_tproxy "$1"
+	ip -n "$1" -6 -o address show dev lo to ::6/128
+}
+
+same_state() { # NAME STATE; what differs is printed
+	diff <(echo "$2") <(netfilter_state "$1") | sed 's/^/#   /'
+	[ "${PIPESTATUS[0]}" -eq 0 ]
 }
 
 nothing_left() { # NAME [ENGINE]: of that engine, or of any
@@ -74,7 +80,7 @@ nothing_left() { # NAME [ENGINE]: of that engine, or of any
 
 expect_nothing_left() { # NAME WHEN [ENGINE]
 	wait_for 10 nothing_left "$1" "${3:-}"
-	result $? "$1: nothing is left ${3:+of $3 }$2"
+	result $? "$1: nothing is left ${3:+of $3, }$2"
 	nothing_left "$1" "${3:-}" || {
 		netfilter_state "$1"
 		ebpf_entries "$1"
@@ -247,7 +253,7 @@ tamper_and_check() { # NAME KIND
 	result $? "$1: $2: applied again"
 	expect "$1: $2: and all is as planned" '"ok":true' check_ok "$1"
 	[ "$(type -t "undo_${ENGINE}_$2")" != function ] || "undo_${ENGINE}_$2" "$1"
-	[ "$(netfilter_state "$1")" = "$before" ]
+	same_state "$1" "$before"
 	result $? "$1: $2: nothing is there twice"
 }
 
@@ -487,13 +493,13 @@ scenario_crash() {
 		restarted $name
 		expect "$name: add, $us us: the runtime's next try" '"ok":true' crash_add $name
 		expect "$name: add, $us us: all is as planned" '"ok":true' check_ok $name
-		[ "$(netfilter_state $name)" = "$clean" ] && [ "$(ebpf_entries $name)" -le 1 ]
+		same_state $name "$clean" && [ "$(ebpf_entries $name)" -le 1 ]
 		result $? "$name: add, $us us: nothing is there twice"
 		expect "$name: add, $us us: captured" label=outbound dial_as $name 1000 "$EXT4:80"
 		kill_during $name "$us" agent_op $name del
 		restarted $name
 		expect "$name: del, $us us: the runtime's next try" '"ok":true' agent_op $name del
-		expect_nothing_left $name "of a del, $us us"
+		expect_nothing_left $name "after a del, $us us"
 		expect "$name: del, $us us: direct" label=world dial_as $name 1000 "$EXT4:80"
 		crash_add $name >/dev/null
 	done

@@ -49,7 +49,8 @@ moves_flood() { # WAY COMMAND...
 # What conntrack remembers of ended connections is forgotten soon: a test does not wait two minutes.
 forget_soon() { # NAME
 	inside "$1" sh -c 'cd /proc/sys/net/netfilter && for state in time_wait fin_wait close_wait last_ack; do
-		echo 2 >nf_conntrack_tcp_timeout_$state; done'
+		echo 2 >nf_conntrack_tcp_timeout_$state; done
+		echo 2 >nf_conntrack_udp_timeout; echo 2 >nf_conntrack_udp_timeout_stream'
 }
 
 moves_flood_goes_on() { # a group that begins after now ends, each way
@@ -148,6 +149,7 @@ scenario_moves() {
 		moves_hold $name $((generation + 1))
 		result $? "$name: $from to $to: new connections stay open"
 		moves_release $name $generation "$from to $to"
+		wait_for 60 nothing_left $name $from
 		expect_nothing_left $name "$from to $to, when the last connection from before it has ended" $from
 		expect "$name: $from to $to: nothing drains" '[]' pod_field $name '.draining // []'
 		expect "$name: $from to $to: as planned" '"ok":true' check_ok $name

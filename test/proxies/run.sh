@@ -288,7 +288,7 @@ test_envoy_hot_restart() {
 	wait_for 20 proxy_ready b
 	restarts_under_load 2 envoy_restart
 	proxy_kill b
-	umount /dev/shm
+	wait_for 10 umount /dev/shm
 	proxy_start b
 }
 
@@ -327,12 +327,10 @@ test_books() {
 }
 
 test_rule_books() {
-	local pod
 	ctl status -o json | jq -e '.counters.healed == 0 and .counters.moves == 0'
-	for pod in a b; do
-		ctl pod "demo/$pod" -o json |
-			jq -e '.counters.verdicts | ."out-all" > 0 and ."in-all" > 0 and ."out-proxy-uid" > 0'
-	done
+	ctl pod demo/a -o json |
+		jq -e '.counters.verdicts | ."out-all" > 0 and ."out-proxy-uid" > 0'
+	ctl pod demo/b -o json | jq -e '.counters.verdicts | ."in-all" > 0 and ."out-src-p6" > 0'
 }
 
 no_handovers() {
