@@ -173,7 +173,10 @@ static __always_inline struct addr16 wanted_source(const struct pod_config *pod,
 /*
  * Loopback, as REDIRECT does in OUTPUT. Two kinds of socket cannot reach it with the right source
  * and go to the pod's own address, when the proxy listens there: one bound to a port (no source
- * can be bound any more) and one bound to a device (127.0.0.1 is not behind it).
+ * can be bound any more) and one bound to a device (127.0.0.1 is not behind it). So does IPv6 in
+ * general: an end in TIME_WAIT answers ::1 only through the interface that its own address is on,
+ * where ::1 is not, so the proxy's last FIN would stay without an answer and its socket in
+ * LAST_ACK for minutes.
  */
 static __always_inline void choose_target(struct bpf_sock_addr *ctx, const struct pod_config *pod,
 					  struct attempt *a, __u16 port)
@@ -199,6 +202,8 @@ static __always_inline void choose_target(struct bpf_sock_addr *ctx, const struc
 		struct endpoint original = {.addr = *dst, .port = a->flow.port};
 
 		a->target.addr = addr16_from_v4(spread_loopback_be(&original));
+	} else if (!addr16_is_zero(own)) {
+		a->target.addr = *own;
 	}
 }
 

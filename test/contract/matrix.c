@@ -701,6 +701,12 @@ static void judge_peer(struct judgement *j, const struct attempt *a, const struc
 			endpoint_port(&a->source));
 }
 
+/* The own address that an IPv6 connection goes to: the one that was dialled, or the pod's first. */
+static const char *own_address_name(const struct attempt *a)
+{
+	return strncmp(a->row->to, "second:", strlen("second:")) ? "pod" : "second";
+}
+
 static void judge_local(struct judgement *j, const struct attempt *a, const char *report,
 			const char *want)
 {
@@ -723,7 +729,7 @@ static void judge_local(struct judgement *j, const struct attempt *a, const char
 				differs(j, "local is %s, not 127.x.x.x%s", got, suffix);
 			return;
 		}
-		resolve(strcmp(name, "lo*") ? name : "lo", a->form, port, &local);
+		resolve(strcmp(name, "lo*") ? name : own_address_name(a), a->form, port, &local);
 	}
 	if (strcmp(got, endpoint_format(&local, right)) != 0)
 		differs(j, "local is %s, not %s", got, right);

@@ -122,7 +122,7 @@ map_put() { # AGENT MAP KEY-BYTES
 
 # Sets that an apply wrote before it was killed belong to no pod, until one is given their number.
 scenario_leftovers() {
-	local first=leftovers-first second=leftovers-second id map
+	local first=leftovers-first second=leftovers-second id map last
 	local -A live
 	only_for ebpf || return
 	own_agent leftovers || return
@@ -136,7 +136,8 @@ scenario_leftovers() {
 	agent_kill leftovers
 	# The numbers that come next, and one far away: uid 1000 the proxy's, port 443 and 10.99.0.1
 	# in every set. A prefix's number is twice the policy's, plus one for IPv4.
-	for id in 2 3 4 5 6 7 8 9 77; do
+	last=$(map_values leftovers id_sets | jq '[.[].formatted.key.policy] | max')
+	for id in $(seq $((last + 1)) $((last + 8))) 77; do
 		id=$(printf '%02x 00 00 00' $id)
 		map_put leftovers id_sets "$id e8 03 00 00"
 		map_put leftovers port_sets "$id bb 01 00 00"
