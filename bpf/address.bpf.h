@@ -91,8 +91,10 @@ static __always_inline void addr16_resolve_unspecified(struct addr16 *dst,
 }
 
 /*
- * Which of 127.0.0.1-254 a captured connection goes to when the proxy listens on the wildcard:
+ * Which of 127.0.0.2-254 a captured connection goes to when the proxy listens on the wildcard:
  * all connections of a pod to one proxy port would otherwise share one range of source ports.
+ * 127.0.0.1 is left to netfilter's REDIRECT: a pod that moves between engines has connections of
+ * both kinds, and two with one port on the pod's side would be one to conntrack.
  */
 static __always_inline __u32 spread_loopback_be(const struct endpoint *original)
 {
@@ -102,7 +104,7 @@ static __always_inline __u32 spread_loopback_be(const struct endpoint *original)
 	hash ^= hash >> 16;
 	hash *= 0x85ebca6bu;
 	hash ^= hash >> 13;
-	return BE32(0x7f000001 + hash % 254);
+	return BE32(0x7f000002 + hash % 253);
 }
 
 #endif

@@ -150,23 +150,47 @@ void ebpf_addresses_forget(struct ebpf *e, struct ebpf_pod *pod)
 
 /* ---- ::6 on lo ---- */
 
-static int passthrough_set(struct ebpf *e, struct ebpf_pod *pod, int netns_fd, struct error *err)
-{
-	static const struct ip_address passthrough = {.bytes = {[15] = 6}};
-	uint64_t cookie = pod->cookie;
-	struct pod_config cfg;
-	bool changed = false;
-	int r = netlink_set_passthrough_address(netns_fd, true, &changed, err);
+static const struct ip_address passthrough = {.bytes = {[15] = 6}};
 
-	if (r || !changed)
-		return r;
-	r = address_add(e, pod, &passthrough, err);
-	if (r || !ebpf_pods_config(e, cookie, &cfg))
-		return r;
-	cfg.flags |= POD_ADDED_PASSTHROUGH;
+static bool knows_address(const struct ebpf_pod *pod, const struct ip_address *address)
+{
+	for (size_t i = 0; i < pod->n_addresses; i++)
+		if (ip_address_equal(&pod->addresses[i], address))
+			return true;
+	return false;
+}
+
+static int mark_passthrough(struct ebpf *e, uint64_t cookie, bool ours, struct error *err)
+{
+	struct pod_config cfg;
+
+	if (!ebpf_pods_config(e, cookie, &cfg))
+		return 0;
+	if (ours)
+		cfg.flags |= POD_ADDED_PASSTHROUGH;
+	else
+		cfg.flags &= ~(__u32)POD_ADDED_PASSTHROUGH;
 	if (bpf_map_update_elem(bpf_map__fd(e->datapath->maps.pods), &cookie, &cfg, BPF_EXIST))
 		return error_set(err, errno, "remember that ::6 was added");
 	return 0;
+}
+
+/* Marked before it is there, so that an agent that ends in between leaves nothing unmarked. */
+static int passthrough_set(struct ebpf *e, struct ebpf_pod *pod, int netns_fd, struct error *err)
+{
+	struct error ignored = {0};
+	bool changed = false;
+	int r;
+
+	if (knows_address(pod, &passthrough))
+		return 0;
+	r = mark_passthrough(e, pod->cookie, true, err);
+	if (!r)
+		r = netlink_set_passthrough_address(netns_fd, true, &changed, err);
+	if (!r && changed)
+		return address_add(e, pod, &passthrough, err);
+	mark_passthrough(e, pod->cookie, false, &ignored);
+	return r;
 }
 
 /* Only for a pod that has a global IPv6 address: nobody else's traffic has that source. */

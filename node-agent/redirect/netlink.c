@@ -201,6 +201,28 @@ int netlink_has_listener(int netns_fd, uint16_t port, bool *ret, struct error *e
 	return r;
 }
 
+/* ---- the passthrough address, again ---- */
+
+int netlink_find_passthrough_address(int netns_fd, bool *ret_present, bool *ret_any_ipv6,
+				     struct error *err)
+{
+	static const struct ip_address six = {.bytes = {[15] = 6}};
+	scoped_free struct ip_address *addresses = NULL;
+	bool found = false, any_ipv6 = false;
+	size_t n = 0;
+	int r = netlink_list_addresses(netns_fd, &addresses, &n, err);
+
+	if (r)
+		return r;
+	for (size_t i = 0; i < n; i++) {
+		found |= ip_address_equal(&addresses[i], &six);
+		any_ipv6 |= !ip_address_is_v4(&addresses[i]);
+	}
+	*ret_present = found;
+	*ret_any_ipv6 = any_ipv6;
+	return 0;
+}
+
 /* ---- namespace ids -------------------------------------------------------------------------- */
 
 static int read_namespace_id(const struct nlmsghdr *nlh, void *arg)

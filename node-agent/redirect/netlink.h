@@ -26,6 +26,10 @@ int netlink_list_addresses(int netns_fd, struct ip_address **ret, size_t *ret_n,
 int netlink_set_passthrough_address(int netns_fd, bool present, bool *ret_changed,
 				    struct error *err);
 
+/* Is it there, and has the namespace any IPv6 address at all? Without any, IPv6 is switched off. */
+int netlink_find_passthrough_address(int netns_fd, bool *ret_present, bool *ret_any_ipv6,
+				     struct error *err);
+
 /*
  * Does anything in the namespace listen on this TCP port? By inet_diag, which looks at listening
  * sockets only. *ret is true where the kernel has no inet_diag: it cannot be ruled out.

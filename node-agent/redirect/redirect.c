@@ -603,8 +603,11 @@ bool redirect_netns_gone(struct redirect *r, uint64_t cookie)
 	struct error ignored = {0};
 	bool lives = false;
 
-	if (is_installed(r, ENGINE_EBPF, cookie))
-		return ebpf->state && ebpf->ops->netns_gone(ebpf->state, cookie);
+	/* What this agent cannot look into may live. */
+	if (!ebpf->state && is_installed(r, ENGINE_EBPF, cookie))
+		return false;
+	if (ebpf->state && !ebpf->ops->netns_gone(ebpf->state, cookie))
+		return false;
 	if (!known || known->namespace_id < 0)
 		return true;
 	return !netlink_namespace_lives(known->namespace_id, &lives, &ignored) && !lives;

@@ -28,7 +28,8 @@ struct redirect_pod {
 	int netns_fd;
 	/* The same plan twice: with ids as our user namespace and as the pod's own numbers them. */
 	const struct redirect_plan *plan, *pod_plan;
-	bool beside_ebpf;	  /* the eBPF engine has the pod as well, while it moves */
+	bool beside_ebpf; /* the eBPF engine has the pod as well, while it moves */
+	bool nat_goes_on; /* retired beside another netfilter engine, which keeps translating */
 	bool passthrough_is_ours; /* ::6 on lo is there because an engine of ours added it */
 	const struct ip_address *addresses; /* from prevResult, the first of a family is primary */
 	size_t n_addresses;

@@ -229,7 +229,8 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 	}
 	other_listeners = exists && (old.inbound_port != cfg.inbound_port ||
 				     !same_ids(&known->policy, &policy));
-	if (exists && known->policy.n_ids)
+	/* What is remembered goes also when somebody else has deleted the pod's entry. */
+	if (known->policy.n_ids)
 		ebpf_sets_erase_later(e, &known->policy);
 	else if (exists)
 		ebpf_sets_erase_unknown(e, old.policy);
@@ -252,14 +253,21 @@ int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
 	int r = 0;
 
 	/* The switch first: from here on nothing new is captured. */
+	if (cfg.flags & POD_ACTIVE) {
+		cfg.flags &= ~(__u32)POD_ACTIVE;
+		r = ebpf_pods_config_write(e, cookie, &cfg, err);
+		if (r)
+			return r;
+	}
+	/* Then ::6, while the entry still says whose it is. */
+	if ((cfg.flags & POD_ADDED_PASSTHROUGH) && netns_fd >= 0)
+		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
 	if (exists && bpf_map_delete_elem(bpf_map__fd(e->datapath->maps.pods), &cookie) &&
 	    errno != ENOENT)
 		return error_set(err, errno, "opt the pod out");
 	ebpf_pins_pod_path(&e->pins, cookie, path);
 	if (unlink(path) < 0 && errno != ENOENT)
 		return error_set(err, errno, "unpin %s", path);
-	if ((cfg.flags & POD_ADDED_PASSTHROUGH) && netns_fd >= 0)
-		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
 	ebpf_listeners_forget(e, cookie);
 	if (known && known->policy.n_ids)
 		ebpf_sets_erase_later(e, &known->policy);

@@ -344,7 +344,7 @@ struct application {
 	const struct redirect_pod *pod;
 	struct nf_rules rules;
 	struct families before, other, target; /* other: of the backend that we do not use */
-	bool added_passthrough, set_routes;
+	bool add_passthrough, added_passthrough, set_routes;
 };
 
 static bool had_tproxy(const struct families *f)
@@ -352,25 +352,34 @@ static bool had_tproxy(const struct families *f)
 	return families_have(f, IPTABLES_CHAIN_PREFIX "MANGLE_TPROXY");
 }
 
-static int apply_surroundings(struct application *a, struct error *err)
+static int apply_routes(struct application *a, struct error *err)
 {
-	bool had = families_have(&a->before, MARK_PASSTHROUGH) ||
-		   families_have(&a->other, MARK_PASSTHROUGH) || a->pod->passthrough_is_ours;
 	struct error ignored = {0};
-	int r = 0;
 
-	if (a->rules.uses_tproxy) {
-		/* Another engine, or an earlier apply, may have set them already. */
-		a->set_routes = netfilter_routes_verify(a->pod->netns_fd, a->rules.captures_ipv6,
-							&ignored) != 0;
-		r = netfilter_routes_set(a->pod->netns_fd, true, a->rules.captures_ipv6, err);
-	}
-	if (!r && a->rules.captures_ipv6)
-		r = netlink_set_passthrough_address(a->pod->netns_fd, true, &a->added_passthrough,
-						    err);
-	if (!r && a->rules.captures_ipv6 && (had || a->added_passthrough))
-		r = iptables_set_add_mark(&a->target.of[0], MARK_PASSTHROUGH, err);
-	return r;
+	if (!a->rules.uses_tproxy)
+		return 0;
+	/* Another engine, or an earlier apply, may have set them already. */
+	a->set_routes =
+		netfilter_routes_verify(a->pod->netns_fd, a->rules.captures_ipv6, &ignored) != 0;
+	return netfilter_routes_set(a->pod->netns_fd, true, a->rules.captures_ipv6, err);
+}
+
+/* The mark that says whose ::6 is goes in with the IPv4 rules, before ::6 itself. */
+static int mark_passthrough(struct application *a, struct error *err)
+{
+	bool ours = families_have(&a->before, MARK_PASSTHROUGH) ||
+		    families_have(&a->other, MARK_PASSTHROUGH) || a->pod->passthrough_is_ours;
+	bool present = false, any_ipv6 = false;
+	int r;
+
+	if (!a->rules.captures_ipv6)
+		return 0;
+	r = netlink_find_passthrough_address(a->pod->netns_fd, &present, &any_ipv6, err);
+	if (r)
+		return r;
+	a->add_passthrough = !present;
+	return ours || !present ? iptables_set_add_mark(&a->target.of[0], MARK_PASSTHROUGH, err)
+				: 0;
 }
 
 static void undo_surroundings(const struct application *a)
@@ -397,13 +406,25 @@ static int end_surroundings(const struct application *a, struct error *err)
 	return r;
 }
 
+/* IPv4, then ::6, then IPv6: its rules find the address there, and the address its mark. */
+static int apply_families(struct application *a, struct error *err)
+{
+	const struct iptables_programs *programs = &a->ipt->tools.of[a->ipt->backend];
+	int fd = a->pod->netns_fd;
+	int r = change_family(programs, fd, false, &a->before.of[0], &a->target.of[0], err);
+
+	if (!r && a->add_passthrough)
+		r = netlink_set_passthrough_address(fd, true, &a->added_passthrough, err);
+	return r ? r : change_family(programs, fd, true, &a->before.of[1], &a->target.of[1], err);
+}
+
 static int apply_rules(struct application *a, struct error *err)
 {
 	const struct tools *tools = &a->ipt->tools;
 	enum iptables_backend backend = a->ipt->backend;
 	const struct families nothing = {0};
 	int netns_fd = a->pod->netns_fd;
-	int r = change(tools, backend, netns_fd, &a->before, &a->target, err);
+	int r = apply_families(a, err);
 
 	/* Only now: for a moment both have the pod, and nat takes the first verdict. */
 	if (!r)
@@ -426,9 +447,11 @@ static int apply_application(struct application *a, struct error *err)
 		r = look(tools, backend, a->pod->netns_fd, &a->before, err);
 	if (!r)
 		r = look(tools, other_than(backend), a->pod->netns_fd, &a->other, err);
+	if (!r)
+		r = mark_passthrough(a, err);
 	if (r)
 		return r;
-	r = apply_surroundings(a, err);
+	r = apply_routes(a, err);
 	if (!r)
 		r = apply_rules(a, err);
 	if (r)
@@ -537,8 +560,9 @@ static int retire_backend(const struct iptables *ipt, enum iptables_backend back
 		if (r)
 			return r;
 	}
-	r = conntrack_count_captured(pod->netns_fd, had_tproxy(&now) ? NF_MARK_TPROXY : 0,
-				     &captured, err);
+	if (!pod->nat_goes_on)
+		r = conntrack_count_captured(pod->netns_fd, had_tproxy(&now) ? NF_MARK_TPROXY : 0,
+					     &captured, err);
 	if (r == -EOPNOTSUPP)
 		return 0; /* it cannot be known, so it is kept as long as the pod */
 	if (!r && captured == 0)

@@ -64,6 +64,7 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 	int result = 0;
 
 	both.beside_ebpf = from == ENGINE_EBPF || to == ENGINE_EBPF;
+	both.nat_goes_on = is_netfilter(from) && is_netfilter(to);
 	both.passthrough_is_ours =
 		old->ops->owns_passthrough &&
 		old->ops->owns_passthrough(old->state, pod->cookie, pod->netns_fd);
@@ -93,10 +94,12 @@ static void drain_engine(struct redirect *r, struct known_pod *known, enum engin
 			 const struct redirect_pod *pod)
 {
 	const struct engine *engine = &r->engines[id];
+	struct redirect_pod now = *pod;
 	struct error err = {0};
 	bool done = false;
 
-	if (engine->ops->retire(engine->state, pod, &done, &err))
+	now.nat_goes_on = is_netfilter(id) && is_netfilter(known->engine);
+	if (engine->ops->retire(engine->state, &now, &done, &err))
 		log_error(LOG_WARN, &err, "cannot end what an engine kept for a pod that moved",
 			  "engine", engine->ops->name, NULL);
 	else if (done)

@@ -297,25 +297,6 @@ struct application {
 	bool claimed;
 };
 
-static int has_passthrough(int netns_fd, bool *ret, bool *ret_any_ipv6, struct error *err)
-{
-	static const struct ip_address six = {.bytes = {[15] = 6}};
-	scoped_free struct ip_address *addresses = NULL;
-	bool found = false, any_ipv6 = false;
-	size_t n = 0;
-	int r = netlink_list_addresses(netns_fd, &addresses, &n, err);
-
-	if (r)
-		return r;
-	for (size_t i = 0; i < n; i++) {
-		found |= ip_address_equal(&addresses[i], &six);
-		any_ipv6 |= !ip_address_is_v4(&addresses[i]);
-	}
-	*ret = found;
-	*ret_any_ipv6 = any_ipv6;
-	return 0;
-}
-
 static int look(struct application *a, struct error *err)
 {
 	const struct redirect_pod *pod = a->pod;
@@ -327,7 +308,7 @@ static int look(struct application *a, struct error *err)
 		return r;
 	a->was = record_of(&a->before);
 	if (a->rules.captures_ipv6)
-		r = has_passthrough(pod->netns_fd, &there, &ignored, err);
+		r = netlink_find_passthrough_address(pod->netns_fd, &there, &ignored, err);
 	a->add_passthrough = !there;
 	a->add_routes =
 		a->rules.uses_tproxy &&
@@ -598,8 +579,9 @@ static int nftables_retire(void *state, const struct redirect_pod *pod, bool *re
 		if (r)
 			return r;
 	}
-	r = conntrack_count_captured(pod->netns_fd, record.tproxy ? NF_MARK_TPROXY : 0, &captured,
-				     err);
+	if (!pod->nat_goes_on)
+		r = conntrack_count_captured(pod->netns_fd, record.tproxy ? NF_MARK_TPROXY : 0,
+					     &captured, err);
 	/* Who cannot count must keep translating for ever. */
 	if (r == -EOPNOTSUPP || (!r && captured > 0)) {
 		*ret_done = false;
@@ -715,7 +697,7 @@ static int verify_rest(const struct redirect_pod *pod, const struct nf_rules *ru
 		r = netfilter_routes_verify(pod->netns_fd, rules->captures_ipv6, err);
 	if (r || !rules->captures_ipv6)
 		return r;
-	r = has_passthrough(pod->netns_fd, &passthrough, &any_ipv6, err);
+	r = netlink_find_passthrough_address(pod->netns_fd, &passthrough, &any_ipv6, err);
 	/* A namespace without any has IPv6 switched off. */
 	if (!r && !passthrough && any_ipv6)
 		r = error_set(err, ENODEV, "the address ::6 on lo is missing");

@@ -128,6 +128,9 @@ scenario_leftovers() {
 	own_agent leftovers || return
 	fresh $first leftovers excludeOutboundPorts=9999 excludeOutboundIPRanges=10.99.0.2/32 || return
 	outbound_proxy $first separate
+	# What the self-test's pods had is kept for some seconds yet, but not over a restart.
+	agent_kill leftovers
+	restarted leftovers
 	for map in id_sets port_sets prefix_sets; do
 		live[$map]=$(sorted_map leftovers $map)
 		[ "${live[$map]}" != "[]" ]
