@@ -351,6 +351,8 @@ static void try_nft_facilities(struct search *s)
 	}
 }
 
+#define NOT_TRIED "not tried"
+
 /* ---- the facilities of iptables ----------------------------------------------------------------
  */
 
@@ -394,7 +396,7 @@ static bool try_iptables(const struct search *s, const struct iptables_programs 
 	struct error err = {0};
 
 	if (monotonic_ms() >= s->deadline_ms) {
-		snprintf(detail, size, "not tried: what came before took too long");
+		snprintf(detail, size, NOT_TRIED ": what came before took too long");
 		return false;
 	}
 	for (int ipv6 = 0; ipv6 < 1 + kernel_has_ipv6(); ipv6++) {
@@ -468,7 +470,7 @@ static void try_iptables_facilities(struct search *s)
 static bool summarise(const struct netfilter_probe *probe, const char *engine, char *text,
 		      size_t size)
 {
-	size_t used, missing = 0;
+	size_t used, missing = 0, untried = 0;
 
 	snprintf(text, size, "the %s engine cannot run without ", engine);
 	used = strlen(text);
@@ -477,10 +479,18 @@ static bool summarise(const struct netfilter_probe *probe, const char *engine, c
 
 		if (f->found || !f->required || strcmp(f->engine, engine) != 0)
 			continue;
+		untried += !strncmp(f->detail, NOT_TRIED, strlen(NOT_TRIED));
 		snprintf(text + used, size - used, "%s%s", missing++ ? ", " : "", f->name);
 		used = strlen(text);
 	}
-	if (missing == 0)
+	/* What was tried worked, or the first thing that did not would have been the reason. */
+	if (missing > 0 && missing == untried)
+		snprintf(
+			text, size,
+			"whether the %s engine can run is not known: this node was too slow to try "
+			"%zu of its facilities in time",
+			engine, untried);
+	else if (missing == 0)
 		snprintf(text, size, "everything that the %s engine needs is there", engine);
 	return missing == 0;
 }

@@ -343,3 +343,13 @@ TEST(the_ebpf_engine_passes_for_its_cgroup)
 {
 	return real_engine(&redirect_ebpf_ops);
 }
+
+TEST(the_nftables_engine_passes)
+{
+	return real_engine(&redirect_nftables_ops);
+}
+
+TEST(the_iptables_engine_passes)
+{
+	return real_engine(&redirect_iptables_ops);
+}
