@@ -90,7 +90,7 @@ static int open_engine(struct redirect *r, enum engine_id id, struct error *err)
 		*err = engine->why;
 		return -err->code;
 	}
-	result = engine->ops->open(r->cfg, r->loop, &engine->state, err);
+	result = engine_ops[id]->open(r->cfg, r->loop, &engine->state, err);
 	if (result) {
 		engine->state = NULL;
 		engine->failed = true;
@@ -135,7 +135,7 @@ static int test_engine(struct redirect *r, enum engine_id id, struct error *err)
 
 static bool is_installed(const struct redirect *r, enum engine_id id, uint64_t cookie)
 {
-	const struct redirect_engine_ops *ops = r->engines[id].ops;
+	const struct redirect_engine_ops *ops = engine_ops[id];
 
 	return ops->is_installed && ops->is_installed(r->cfg, cookie);
 }
@@ -143,7 +143,7 @@ static bool is_installed(const struct redirect *r, enum engine_id id, uint64_t c
 static int try_engine(struct redirect *r, enum engine_id id, struct error *err)
 {
 	bool had_pods = is_installed(r, id, 0);
-	const struct redirect_engine_ops *ops = r->engines[id].ops;
+	const struct redirect_engine_ops *ops = engine_ops[id];
 	struct error ignored = {0};
 	int result = open_engine(r, id, err);
 
@@ -159,28 +159,23 @@ static void add_reason(struct redirect *r, const char *name, const struct error 
 	char text[sizeof(why->text) + 64];
 	size_t used = strlen(r->reason);
 
-	if (used + 3 < sizeof(r->reason) && used) {
-		strcpy(r->reason + used, "; ");
-		used += 2;
-	}
-	snprintf(r->reason + used, sizeof(r->reason) - used, "%s%s%s", name, why ? ": " : "",
-		 why ? error_format(why, text, sizeof(text)) : " works here");
+	snprintf(r->reason + used, sizeof(r->reason) - used, "%s%s%s%s", used ? "; " : "", name,
+		 why ? ": " : "", why ? error_format(why, text, sizeof(text)) : " works here");
 }
 
 static int choose_for_node(struct redirect *r, struct error *err)
 {
 	struct error why = {0};
 
-	for_each_engine(id)
-	{
+	for_each_engine (id) {
 		int result = try_engine(r, id, &why);
 
 		/* Another agent's: two of them on one node's pods would undo each other. */
 		if (result == -EBUSY || result == -ENOMEM) {
 			*err = why;
-			return error_wrap(err, "engine %s", r->engines[id].ops->name);
+			return error_wrap(err, "engine %s", engine_ops[id]->name);
 		}
-		add_reason(r, r->engines[id].ops->name, result ? &why : NULL);
+		add_reason(r, engine_ops[id]->name, result ? &why : NULL);
 		if (result)
 			continue;
 		r->preferred = id;
@@ -194,7 +189,7 @@ static int use_forced(struct redirect *r, enum engine_id id, struct error *err)
 	int result = try_engine(r, id, err);
 
 	if (result)
-		return error_wrap(err, "engine %s", r->engines[id].ops->name);
+		return error_wrap(err, "engine %s", engine_ops[id]->name);
 	r->preferred = id;
 	r->forced = true;
 	snprintf(r->reason, sizeof(r->reason), "asked for by --mode");
@@ -232,7 +227,8 @@ int redirect_open(const struct redirect_config *cfg, struct event_loop *loop, st
 		return error_set(err, ENOMEM, "open the redirect engine");
 	r->cfg = cfg;
 	r->loop = loop;
-	for_each_engine(id) r->engines[id].ops = engine_ops[id];
+	for_each_engine (id)
+		r->engines[id].ops = engine_ops[id];
 	if (cfg->mode == REDIRECT_AUTO)
 		result = choose_for_node(r, err);
 	else
@@ -252,8 +248,9 @@ void redirect_close(struct redirect *r)
 	if (!r)
 		return;
 	event_loop_remove(r->drain_source);
-	for_each_engine(id) if (r->engines[id].state) r->engines[id].ops->close(
-		r->engines[id].state);
+	for_each_engine (id)
+		if (r->engines[id].state)
+			engine_ops[id]->close(r->engines[id].state);
 	for (size_t i = 0; i < KNOWN_BUCKETS; i++)
 		while (r->pods[i])
 			forget(r, r->pods[i]->cookie);
@@ -300,8 +297,9 @@ size_t redirect_pod_draining(const struct redirect *r, uint64_t cookie,
 	const struct known_pod *known = redirect_known(r, cookie);
 	size_t n = 0;
 
-	for_each_engine(id) if (known && (known->draining & (1u << id))) ret_names[n++] =
-		r->engines[id].ops->name;
+	for_each_engine (id)
+		if (known && (known->draining & (1u << id)))
+			ret_names[n++] = engine_ops[id]->name;
 	return n;
 }
 
@@ -318,11 +316,10 @@ static int choose_for_pod(struct redirect *r, const struct redirect_plan *plan, 
 		return 0;
 	if (r->forced)
 		return error_set(err, ENOTSUP, "--mode %s: %s", redirect_engine(r), why);
-	for_each_engine(id)
-	{
+	for_each_engine (id) {
 		struct error ignored = {0};
 
-		if (id == r->preferred || r->engines[id].ops->cannot(plan) ||
+		if (id == r->preferred || engine_ops[id]->cannot(plan) ||
 		    open_engine(r, id, &ignored))
 			continue;
 		*ret = id;
@@ -334,8 +331,7 @@ static int choose_for_pod(struct redirect *r, const struct redirect_plan *plan, 
 /* What an earlier agent left there; also sets what still drains. */
 static int find_engine(struct redirect *r, struct known_pod *known, int netns_fd, struct error *err)
 {
-	for_each_engine(id)
-	{
+	for_each_engine (id) {
 		struct engine *engine = &r->engines[id];
 		enum redirect_presence found = REDIRECT_ABSENT;
 		int result = 0;
@@ -356,34 +352,30 @@ static int find_engine(struct redirect *r, struct known_pod *known, int netns_fd
 			result = engine->ops->remove(engine->state, known->cookie, netns_fd, err);
 		if (result)
 			return error_wrap(err, "%s, which redirects the pod", engine->ops->name);
-		if (found == REDIRECT_DRAINING)
-			redirect_drain_resume(r, known, id);
-		else if (found == REDIRECT_ACTIVE && known->engine != ENGINE_NONE)
-			/* A move was cut short: the later engine is the one that it went to. */
-			redirect_drain_resume(r, known, id);
-		else if (found == REDIRECT_ACTIVE)
+		/* A second active one is what a move that was cut short has left. */
+		if (found == REDIRECT_ACTIVE && known->engine == ENGINE_NONE)
 			known->engine = id;
+		else if (found != REDIRECT_PARTIAL)
+			redirect_drain_resume(r, known, id);
 	}
 	return 0;
 }
 
-static int find_known(struct redirect *r, const struct redirect_pod *pod, struct known_pod **ret,
-		      struct error *err)
+/* NULL with err set: it cannot be known. */
+static struct known_pod *find_known(struct redirect *r, const struct redirect_pod *pod,
+				    struct error *err)
 {
 	struct known_pod *known = redirect_known(r, pod->cookie);
-	int result = 0;
 
-	if (!known) {
-		known = known_new(r, pod->cookie, pod->netns_fd);
-		if (!known)
-			return error_set(err, ENOMEM, "remember the pod");
-		result = find_engine(r, known, pod->netns_fd, err);
-		if (result)
-			forget(r, pod->cookie);
-	}
-	if (!result)
-		*ret = known;
-	return result;
+	if (known)
+		return known;
+	known = known_new(r, pod->cookie, pod->netns_fd);
+	if (!known)
+		error_set(err, ENOMEM, "remember the pod");
+	else if (!find_engine(r, known, pod->netns_fd, err))
+		return known;
+	forget(r, pod->cookie);
+	return NULL;
 }
 
 static struct redirect_pod as_known(const struct known_pod *known, const struct redirect_pod *pod)
@@ -396,17 +388,18 @@ static struct redirect_pod as_known(const struct known_pod *known, const struct 
 
 int redirect_apply(struct redirect *r, const struct redirect_pod *pod, struct error *err)
 {
-	struct known_pod *known = NULL;
+	struct known_pod *known;
 	struct redirect_pod now;
 	const char *reason;
 	enum engine_id to;
 	bool was_known = redirect_known(r, pod->cookie);
 	int result = choose_for_pod(r, pod->plan, &to, &reason, err);
 
-	if (!result)
-		result = find_known(r, pod, &known, err);
 	if (result)
 		return result;
+	known = find_known(r, pod, err);
+	if (!known)
+		return -err->code;
 	now = as_known(known, pod);
 	if (known->engine != ENGINE_NONE && known->engine != to) {
 		result = redirect_move(r, known, pod, to, err);
@@ -433,8 +426,7 @@ int redirect_remove(struct redirect *r, uint64_t cookie, int netns_fd, struct er
 	const struct known_pod *known = redirect_known(r, cookie);
 	struct error first = {0};
 
-	for_each_engine(id)
-	{
+	for_each_engine (id) {
 		struct engine *engine = &r->engines[id];
 		struct error why = {0};
 		bool maybe = !known || known->engine == id || (known->draining & (1u << id));
@@ -533,8 +525,9 @@ static int scan_namespace(int netns_fd, void *arg, struct error *err)
 	struct netns_id id;
 	bool ours = false;
 
-	for_each_engine(engine) ours |= r->engines[engine].ops->is_ours &&
-					r->engines[engine].ops->is_ours(r->cfg, netns_fd);
+	for_each_engine (engine)
+		ours |= r->engines[engine].ops->is_ours &&
+			r->engines[engine].ops->is_ours(r->cfg, netns_fd);
 	if (!ours || netns_identify(netns_fd, &id, &ignored) || redirect_known(r, id.cookie))
 		return 0;
 	known = known_new(r, id.cookie, netns_fd);
@@ -580,13 +573,12 @@ int redirect_recovered(struct redirect *r, uint64_t **ret_cookies, size_t *ret_n
 
 int redirect_adopt(struct redirect *r, const struct redirect_pod *pod, struct error *err)
 {
-	struct known_pod *known = NULL;
+	struct known_pod *known = find_known(r, pod, err);
 	const struct engine *engine;
 	enum engine_id to;
-	int result = find_known(r, pod, &known, err);
 
-	if (result)
-		return result;
+	if (!known)
+		return -err->code;
 	if (known->engine == ENGINE_NONE)
 		return error_set(err, ENODEV, "no engine has the pod");
 	/* Only for people: an engine that the pod cannot have any more is said when it moves. */
@@ -676,8 +668,9 @@ json_t *redirect_node_counters(struct redirect *r)
 		json_decref(pods);
 		return NULL;
 	}
-	for_each_engine(id) json_object_set_new(pods, r->engines[id].ops->name,
-						json_integer((json_int_t)count_pods(r, id, false)));
+	for_each_engine (id)
+		json_object_set_new(pods, engine_ops[id]->name,
+				    json_integer((json_int_t)count_pods(r, id, false)));
 	json_object_set_new(counters, "engines", pods);
 	json_object_set_new(counters, "healed", json_integer((json_int_t)r->healed));
 	json_object_set_new(counters, "moves", json_integer((json_int_t)r->moves));
@@ -691,8 +684,7 @@ int redirect_uninstall(const struct redirect_config *cfg, const struct redirect_
 {
 	struct error first = {0};
 
-	for_each_engine(id)
-	{
+	for_each_engine (id) {
 		struct error why = {0};
 
 		if (engine_ops[id]->uninstall(cfg, pods, n_pods, &why) && !first.code) {

@@ -33,9 +33,9 @@ iptables_rules() { # NAME; rules and chains of ours, without counters
 nftables_rules() { # NAME; tables that are not iptables-nft's
 	local table
 	inside "$1" nft list tables | while read -r _ table; do
-		case $table in
-		*' 'nat | *' 'raw | *' 'mangle | *' 'filter | '') ;;
-		*) inside "$1" nft --stateless list table $table ;; # family and name
+		case ${table##* } in
+		nat | raw | mangle | filter | '') ;;
+		*) inside "$1" nft --stateless list table "${table% *}" "${table##* }" ;;
 		esac
 	done
 }
@@ -570,7 +570,7 @@ scenario_churn() {
 	done
 	for prefix in churn-a churn-b; do
 		for ((i = 1; i <= count; i++)); do
-			pod_agent[$prefix-$i]=$work/run-churn
+			pod_agent["$prefix-$i"]=$work/run-churn
 			[ -z "$(netfilter_state "$prefix-$i")" ] || left=$((left + 1))
 		done
 	done

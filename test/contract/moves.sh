@@ -48,6 +48,7 @@ moves_flood() { # WAY COMMAND...
 
 # What conntrack remembers of ended connections is forgotten soon: a test does not wait two minutes.
 forget_soon() { # NAME
+	# shellcheck disable=SC2016
 	inside "$1" sh -c 'cd /proc/sys/net/netfilter && for state in time_wait fin_wait close_wait last_ack; do
 		echo 2 >nf_conntrack_tcp_timeout_$state; done
 		echo 2 >nf_conntrack_udp_timeout; echo 2 >nf_conntrack_udp_timeout_stream'
@@ -73,6 +74,7 @@ moves_flood_down() {
 	done
 }
 
+# shellcheck disable=SC2317 # wait_for calls it
 has_moved() { # NAME ENGINE
 	[ "$(pod_field "$1" .engine)" = "\"$2\"" ]
 }
@@ -110,6 +112,7 @@ expect_rows() { # NAME WHAT LINE
 	head -n 12 "$work/moves-wrong" | sed 's/^/#   /'
 }
 
+# shellcheck disable=SC2317 # wait_for calls it
 has_moved() { # NAME ENGINE
 	[ "$(pod_field "$1" .engine)" = "\"$2\"" ]
 }
@@ -145,12 +148,12 @@ scenario_moves() {
 	only_for ebpf || return
 	moves_up $name || return
 	for to in "${MOVES[@]}"; do
-		moves_once $name $from $to
+		moves_once $name "$from" "$to"
 		moves_hold $name $((generation + 1))
 		result $? "$name: $from to $to: new connections stay open"
 		moves_release $name $generation "$from to $to"
-		wait_for 60 nothing_left $name $from
-		expect_nothing_left $name "$from to $to, when the last connection from before it has ended" $from
+		wait_for 60 nothing_left $name "$from"
+		expect_nothing_left $name "$from to $to, when the last connection from before it has ended" "$from"
 		expect "$name: $from to $to: nothing drains" '[]' pod_field $name '.draining // []'
 		expect "$name: $from to $to: as planned" '"ok":true' check_ok $name
 		from=$to generation=$((generation + 1))
@@ -177,7 +180,7 @@ scenario_moves_killed() {
 	agent_kill $name
 	for to in "${MOVES[@]}"; do
 		line=$(wc -l <"$work/moves-rows")
-		agent_mode[$name]=$to
+		agent_mode["$name"]=$to
 		for ms in $(moves_points); do
 			agent_start $name --reconcile-seconds 1
 			kill_during $name $((ms * 1000)) true

@@ -141,7 +141,7 @@ scenario_leftovers() {
 	# in every set. A prefix's number is twice the policy's, plus one for IPv4.
 	last=$(map_values leftovers id_sets | jq '[.[].formatted.key.policy] | max')
 	for id in $(seq $((last + 1)) $((last + 8))) 77; do
-		id=$(printf '%02x 00 00 00' $id)
+		id=$(printf '%02x 00 00 00' "$id")
 		map_put leftovers id_sets "$id e8 03 00 00"
 		map_put leftovers port_sets "$id bb 01 00 00"
 		map_put leftovers prefix_sets "a0 00 00 00 $(printf '%02x' $((16#${id%% *} * 2 + 1))) 00 00 00 \
