@@ -203,7 +203,7 @@ lint: $(SKELS) ## formatting, static analysis, shell scripts, spelling
 	$(call say,SHELL,$(words $(SH_FILES)) files)
 	$(Q)shellcheck -x $(SH_FILES)
 	$(call say,SPELL,)
-	$(Q)git ls-files | grep -vE '^(test/fuzz/corpus/|LICENSE)' | xargs codespell --ignore-words-list=bu,crate,ect,uint,fo,te,nd,ans,ue
+	$(Q)git ls-files | grep -vE '^(test/fuzz/corpus/|LICENSE)' | xargs codespell --ignore-words-list=bu,crate,iif,ect,uint,fo,te,nd,ans,ue
 
 format: ## format every C file
 	$(Q)clang-format -i $(C_FILES)
