@@ -6,7 +6,7 @@
  * Redirect engines: the one place that decides how a pod's traffic reaches the proxy. Callers
  * never learn which engine runs. Only registration/ (and later the reconciler) calls this.
  *
- * A pod is known here by the cookie of its network namespace (SO_NETNS_COOKIE), never by a name.
+ * A pod is known here by the cookie of its network namespace (netns_identify()), never by a name.
  */
 #include "ip_address.h"
 #include "redirect_plan.h"
