@@ -2,6 +2,7 @@
 #include "pod_cgroup.h"
 
 #include "error.h"
+#include "mountinfo.h"
 #include "scoped.h"
 
 #include <errno.h>
@@ -20,42 +21,6 @@ enum {
 
 /* ---- the mount ---------------------------------------------------------------------------- */
 
-/* mountinfo writes white space and backslashes as \ooo (proc(5)). In place. */
-static void unescape(char *text)
-{
-	char *to = text;
-
-	for (const char *from = text; *from;) {
-		if (from[0] == '\\' && from[1] >= '0' && from[1] <= '3' && from[2] >= '0' &&
-		    from[2] <= '7' && from[3] >= '0' && from[3] <= '7') {
-			*to++ = (char)((from[1] - '0') << 6 | (from[2] - '0') << 3 |
-				       (from[3] - '0'));
-			from += 4;
-		} else {
-			*to++ = *from++;
-		}
-	}
-	*to = '\0';
-}
-
-/* The mount point of a mountinfo line of type cgroup2, else NULL. Cuts the line up. */
-static char *cgroup2_mount_point(char *line)
-{
-	char *type = strstr(line, " - "), *save = NULL, *field = NULL;
-
-	if (!type || strncmp(type, " - cgroup2 ", strlen(" - cgroup2 ")) != 0)
-		return NULL;
-	*type = '\0';
-	/* id, parent, device, root, mount point */
-	for (int i = 0; i < 5; i++) {
-		field = strtok_r(i == 0 ? line : NULL, " ", &save);
-		if (!field)
-			return NULL;
-	}
-	unescape(field);
-	return field;
-}
-
 int pod_cgroup_mount(const char *mountinfo_path, char *ret, size_t size, struct error *err)
 {
 	scoped_file FILE *file = fopen(mountinfo_path, "re");
@@ -65,7 +30,7 @@ int pod_cgroup_mount(const char *mountinfo_path, char *ret, size_t size, struct 
 	if (!file)
 		return error_set(err, errno, "open %s", mountinfo_path);
 	while (getline(&line, &capacity, file) > 0) {
-		const char *mount_point = cgroup2_mount_point(line);
+		const char *mount_point = mountinfo_mount_point(line, "cgroup2", NULL);
 
 		if (!mount_point)
 			continue;

@@ -2,6 +2,7 @@
 #include "cgroup.h"
 
 #include "error.h"
+#include "mountinfo.h"
 #include "scoped.h"
 
 #include <errno.h>
@@ -11,41 +12,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
-
-/* proc(5): space, tab, newline and backslash in a mount point are written as \ooo. In place. */
-static void unescape_octal(char *text)
-{
-	char *out = text;
-
-	for (const char *in = text; *in; out++) {
-		if (in[0] == '\\' && in[1] >= '0' && in[1] <= '3' && in[2] >= '0' && in[2] <= '7' &&
-		    in[3] >= '0' && in[3] <= '7') {
-			*out = (char)((in[1] - '0') * 64 + (in[2] - '0') * 8 + (in[3] - '0'));
-			in += 4;
-		} else {
-			*out = *in++;
-		}
-	}
-	*out = '\0';
-}
-
-/* "ID PARENT MAJ:MIN ROOT MOUNTPOINT OPTIONS [TAGS...] - FSTYPE SOURCE SUPER". Cuts `line`. */
-static char *cgroup2_mount_point(char *line)
-{
-	char *save = NULL, *point = NULL;
-	char *type = strstr(line, " - ");
-
-	if (!type || strncmp(type + 3, "cgroup2 ", 8) != 0)
-		return NULL;
-	*type = '\0';
-	for (int field = 0; field < 5; field++) {
-		point = strtok_r(field ? NULL : line, " ", &save);
-		if (!point)
-			return NULL;
-	}
-	unescape_octal(point);
-	return point;
-}
 
 int cgroup2_find(const char *mountinfo_path, char *ret, size_t size, struct error *err)
 {
@@ -57,7 +23,7 @@ int cgroup2_find(const char *mountinfo_path, char *ret, size_t size, struct erro
 	if (!file)
 		return error_set(err, errno, "open %s", path);
 	while (getline(&line, &capacity, file) >= 0) {
-		const char *point = cgroup2_mount_point(line);
+		const char *point = mountinfo_mount_point(line, "cgroup2", NULL);
 
 		if (!point)
 			continue;
