@@ -129,7 +129,9 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 		dst->kind = ACCEPTED_RECORD;
 	} else if (!dst->kind) { /* or another copy of this program has taken it over already */
 		dst->kind = ACCEPTED_MISS;
-		report_event(netns, EVENT_HANDOVER_MISS);
+		/* While it only drains, others bring the proxy its connections. */
+		if (pod->flags & POD_ACTIVE)
+			report_event(netns, EVENT_HANDOVER_MISS);
 	}
 	if (entry && !bpf_map_delete_elem(&handovers, &key))
 		handover_release(netns);

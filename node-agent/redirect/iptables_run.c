@@ -136,6 +136,7 @@ static void __attribute__((noreturn)) child_main(const struct launch *l)
 	struct sigaction normal = {.sa_handler = SIG_DFL};
 	sigset_t none;
 
+	setpgid(0, 0);
 	child_descriptors(l);
 	child_namespaces(l);
 	sigemptyset(&none);
@@ -172,8 +173,10 @@ static int await(pid_t pid, int *ret_status, struct error *err)
 		else if (n < 0 && errno != EINTR)
 			code = errno;
 	}
-	if (code)
+	if (code) { /* with what it has started: it may be a script */
+		kill(-pid, SIGKILL);
 		kill(pid, SIGKILL);
+	}
 	while (waitpid(pid, ret_status, 0) < 0 && errno == EINTR)
 		;
 	if (code == ETIMEDOUT)
@@ -352,11 +355,18 @@ int iptables_run_save(const struct iptables_programs *programs, bool ipv6, int n
 		      struct error *err)
 {
 	const char *const argv[] = {programs->save[ipv6], "--counters", NULL};
+	int r;
 
 	if (!*argv[0])
 		return error_set(err, ENOENT, "no %s-save in PATH",
 				 ipv6 ? "ip6tables" : "iptables");
-	return run(argv, netns_fd, NULL, ret, err);
+	r = run(argv, netns_fd, NULL, ret, err);
+	if (r || !strstr(*ret, "' is incompatible, use 'nft' tool"))
+		return r;
+	/* With status 0, and as if the table were empty: rules that were made by nft are in it. */
+	free(*ret);
+	*ret = NULL;
+	return error_set(err, EIO, "%s: a table has rules that only nft can read", argv[0]);
 }
 
 /* ---- which programs ------------------------------------------------------------------------- */

@@ -636,7 +636,8 @@ static bool is_ours(const char *name)
 	return !strncmp(name, IPTABLES_CHAIN_PREFIX, strlen(IPTABLES_CHAIN_PREFIX));
 }
 
-static bool add_reference(struct iptables_set *set, const char *table, const char *from)
+static bool add_reference(struct iptables_set *set, const char *table, const char *from,
+			  bool is_behind)
 {
 	static const char *const options[] = {"-j", "-g"};
 
@@ -652,18 +653,38 @@ static bool add_reference(struct iptables_set *set, const char *table, const cha
 		chain = add_chain(set, table, to);
 		if (!chain || !add_jump(chain, from))
 			return false;
+		chain->is_behind |= is_behind;
 	}
 	return true;
 }
 
-/* "CHAIN SPEC", behind "-A ". */
-static bool parse_rule(struct iptables_set *set, const char *table, char *line, uint64_t packets)
+struct position {
+	char table[IPTABLES_TABLE_MAX];
+	char foreign[IPTABLES_CHAIN_MAX]; /* the chain of the last rule that is not about ours */
+};
+
+/* A chain's rules come one after the other. */
+static bool parse_foreign(struct iptables_set *set, struct position *at, const char *line)
 {
+	size_t length = strcspn(line, " ");
+
+	if (strstr(line, IPTABLES_CHAIN_PREFIX))
+		return add_reference(set, at->table, line,
+				     strlen(at->foreign) == length &&
+					     !strncmp(line, at->foreign, length));
+	snprintf(at->foreign, sizeof(at->foreign), "%.*s", (int)length, line);
+	return true;
+}
+
+/* "CHAIN SPEC", behind "-A ". */
+static bool parse_rule(struct iptables_set *set, struct position *at, char *line, uint64_t packets)
+{
+	const char *table = at->table;
 	struct iptables_chain *chain;
 	char *spec;
 
 	if (!is_ours(line))
-		return !strstr(line, IPTABLES_CHAIN_PREFIX) || add_reference(set, table, line);
+		return parse_foreign(set, at, line);
 	spec = strchr(line, ' ');
 	if (spec)
 		*spec++ = '\0';
@@ -673,7 +694,7 @@ static bool parse_rule(struct iptables_set *set, const char *table, char *line, 
 	return chain && add_rule(chain, spec ? spec : "", packets);
 }
 
-static bool parse_line(struct iptables_set *set, char table[static IPTABLES_TABLE_MAX], char *line)
+static bool parse_line(struct iptables_set *set, struct position *at, char *line)
 {
 	uint64_t packets = 0;
 	char *end;
@@ -684,12 +705,14 @@ static bool parse_line(struct iptables_set *set, char table[static IPTABLES_TABL
 		line = end ? end + 2 : line;
 	}
 	if (*line == '*') {
-		snprintf(table, IPTABLES_TABLE_MAX, "%s", line + 1);
+		snprintf(at->table, sizeof(at->table), "%s", line + 1);
+		at->foreign[0] = '\0';
 	} else if (*line == ':' && is_ours(line + 1)) {
 		line[strcspn(line, " ")] = '\0';
-		return strlen(line + 1) >= IPTABLES_CHAIN_MAX || add_chain(set, table, line + 1);
+		return strlen(line + 1) >= IPTABLES_CHAIN_MAX ||
+		       add_chain(set, at->table, line + 1);
 	} else if (!strncmp(line, "-A ", 3)) {
-		return parse_rule(set, table, line + 3, packets);
+		return parse_rule(set, at, line + 3, packets);
 	}
 	return true;
 }
@@ -697,7 +720,8 @@ static bool parse_line(struct iptables_set *set, char table[static IPTABLES_TABL
 int iptables_text_parse(const char *saved, struct iptables_set *ret, struct error *err)
 {
 	scoped_free char *copy = strdup(saved);
-	char table[IPTABLES_TABLE_MAX] = "", *line = copy, *next;
+	char *line = copy, *next;
+	struct position at = {0};
 	struct iptables_set set = {0};
 	bool complete = copy;
 
@@ -705,7 +729,7 @@ int iptables_text_parse(const char *saved, struct iptables_set *ret, struct erro
 		next = strchr(line, '\n');
 		if (next)
 			*next++ = '\0';
-		complete = parse_line(&set, table, line);
+		complete = parse_line(&set, &at, line);
 	}
 	if (!complete) {
 		iptables_set_done(&set);
@@ -719,7 +743,7 @@ int iptables_text_parse(const char *saved, struct iptables_set *ret, struct erro
 
 static bool same_jumps(const struct iptables_chain *a, const struct iptables_chain *b)
 {
-	if (a->n_jumps != b->n_jumps)
+	if (a->n_jumps != b->n_jumps || a->is_behind != b->is_behind)
 		return false;
 	for (size_t i = 0; i < a->n_jumps; i++)
 		if (!same_rule(a->jumps[i], b->jumps[i]))
@@ -857,6 +881,9 @@ static int compare_jumps(const struct iptables_chain *kernel, const struct iptab
 	if (kernel->n_jumps == 0)
 		return error_set(err, ENODEV, "table %s: the jump \"%s\" is missing", wanted->table,
 				 wanted->jumps[0]);
+	if (kernel->is_behind && kernel->n_jumps == wanted->n_jumps)
+		return error_set(err, ENODEV, "table %s: the jump \"%s\" is behind another's rule",
+				 wanted->table, wanted->jumps[0]);
 	return error_set(err, ENODEV, "table %s: the jump \"%s\" is changed or doubled",
 			 wanted->table, wanted->jumps[0]);
 }

@@ -27,6 +27,7 @@ struct iptables_chain {
 	size_t n_rules;
 	char **jumps; /* to this chain from others: "OUTPUT -j NAME" */
 	size_t n_jumps;
+	bool is_behind; /* a rule of somebody else's comes before one of the jumps */
 };
 
 struct iptables_set {

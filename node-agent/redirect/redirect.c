@@ -79,6 +79,23 @@ static size_t count_pods(const struct redirect *r, enum engine_id id, bool drain
 
 /* ---- engines -------------------------------------------------------------------------------- */
 
+/* What the node lacks stays so; what it had too little of for a moment does not. */
+static bool is_lasting(int code)
+{
+	switch (code) {
+	case EMFILE:
+	case ENFILE:
+	case ENOMEM:
+	case ENOBUFS:
+	case EAGAIN:
+	case EINTR:
+	case ETIMEDOUT:
+		return false;
+	default:
+		return true;
+	}
+}
+
 static int open_engine(struct redirect *r, enum engine_id id, struct error *err)
 {
 	struct engine *engine = &r->engines[id];
@@ -93,7 +110,7 @@ static int open_engine(struct redirect *r, enum engine_id id, struct error *err)
 	result = engine_ops[id]->open(r->cfg, r->loop, &engine->state, err);
 	if (result) {
 		engine->state = NULL;
-		engine->failed = true;
+		engine->failed = is_lasting(err->code);
 		engine->why = *err;
 	}
 	return result;
@@ -261,7 +278,8 @@ bool redirect_close_unused(struct redirect *r)
 {
 	if (r->preferred == ENGINE_EBPF || !r->engines[ENGINE_EBPF].state)
 		return true;
-	if (count_pods(r, ENGINE_EBPF, true))
+	/* It may have pods that nobody could take over: they are redirected by it all the same. */
+	if (count_pods(r, ENGINE_EBPF, true) || is_installed(r, ENGINE_EBPF, 0))
 		return false;
 	leave_node(r, ENGINE_EBPF);
 	return true;
@@ -309,6 +327,7 @@ static int choose_for_pod(struct redirect *r, const struct redirect_plan *plan, 
 			  const char **ret_reason, struct error *err)
 {
 	const char *why = r->engines[r->preferred].ops->cannot(plan);
+	struct error last = {0};
 
 	*ret = r->preferred;
 	*ret_reason = why;
@@ -317,15 +336,13 @@ static int choose_for_pod(struct redirect *r, const struct redirect_plan *plan, 
 	if (r->forced)
 		return error_set(err, ENOTSUP, "--mode %s: %s", redirect_engine(r), why);
 	for_each_engine (id) {
-		struct error ignored = {0};
-
-		if (id == r->preferred || engine_ops[id]->cannot(plan) ||
-		    open_engine(r, id, &ignored))
+		if (id == r->preferred || engine_ops[id]->cannot(plan) || open_engine(r, id, &last))
 			continue;
 		*ret = id;
 		return 0;
 	}
-	return error_set(err, ENOTSUP, "%s, and this node has no other engine", why);
+	return error_set(err, ENOTSUP, "%.150s, and this node has no other engine: %.100s", why,
+			 last.text);
 }
 
 /* What an earlier agent left there; also sets what still drains. */
@@ -529,6 +546,9 @@ static int scan_namespace(int netns_fd, void *arg, struct error *err)
 		ours |= r->engines[engine].ops->is_ours &&
 			r->engines[engine].ops->is_ours(r->cfg, netns_fd);
 	if (!ours || netns_identify(netns_fd, &id, &ignored) || redirect_known(r, id.cookie))
+		return 0;
+	/* Whoever may make a namespace can make it look like ours: it costs a bounded amount. */
+	if (scan->n >= 2ul * r->cfg->max_pods)
 		return 0;
 	known = known_new(r, id.cookie, netns_fd);
 	if (!known)

@@ -194,7 +194,7 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 {
 	struct ebpf *e = state;
 	struct ebpf_pod *known = ebpf_pods_get(e, pod->cookie);
-	bool exists, other_listeners, live = ebpf_attach_pod_is_live(e, pod->cookie);
+	bool exists, active, other_listeners, live = ebpf_attach_pod_is_live(e, pod->cookie);
 	struct ebpf_policy policy = {0};
 	struct pod_config cfg, old = {0};
 	uint32_t id = e->last_policy + 1;
@@ -203,6 +203,7 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 	if (!known)
 		return error_set(err, ENOMEM, "remember the pod");
 	exists = ebpf_pods_config(e, pod->cookie, &old);
+	active = old.flags & POD_ACTIVE;
 	r = live ? ebpf_attach_allowed(e, pod->cookie, err)
 		 : ebpf_attach_ensure(e, pod->cookie, err);
 	if (!r)
@@ -217,17 +218,21 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 		cfg.netns = pod->cookie;
 		if (pod->passthrough_is_ours)
 			cfg.flags |= POD_ADDED_PASSTHROUGH;
+		cfg.flags |= old.flags & POD_ADDED_PASSTHROUGH;
 		r = ebpf_sets_write(e, &policy, err);
 	}
+	/* What only drains steers nobody: its listeners are found anew before it does again. */
+	if (!r && exists && !active)
+		ebpf_listeners_forget(e, pod->cookie);
 	if (!r)
-		r = stage(e, known, pod, &cfg, exists, err);
+		r = stage(e, known, pod, &cfg, active, err);
 	if (!r)
 		r = switch_on(e, pod, &cfg, live, err);
 	if (r && undo_apply(e, pod, exists ? &old : NULL, live)) {
 		ebpf_sets_erase_later(e, &policy);
 		return r;
 	}
-	other_listeners = exists && (old.inbound_port != cfg.inbound_port ||
+	other_listeners = active && (old.inbound_port != cfg.inbound_port ||
 				     !same_ids(&known->policy, &policy));
 	/* What is remembered goes also when somebody else has deleted the pod's entry. */
 	if (known->policy.n_ids)

@@ -77,13 +77,12 @@ static int look(const struct tools *tools, enum iptables_backend backend, int ne
 	int r = 0;
 
 	*ret = (struct families){0};
-	if (!*programs->save[0])
-		return 0; /* without the program nobody of us was here */
 	iptables_may_be_there(backend, netns_fd, maybe);
 	for (size_t i = 0; !r && i < 2; i++) {
 		scoped_free char *saved = NULL;
 
-		if (!maybe[i] || !*programs->save[i])
+		/* Of legacy only tables are seen, which need not be ours. */
+		if (!maybe[i] || (backend == IPTABLES_LEGACY && !*programs->save[i]))
 			continue;
 		r = iptables_run_save(programs, i, netns_fd, &saved, err);
 		if (!r)
@@ -738,6 +737,17 @@ static int verify_rules(const struct iptables *ipt, const struct redirect_pod *p
 	return r;
 }
 
+static int verify_passthrough(const struct redirect_pod *pod, struct error *err)
+{
+	bool present = false, any_ipv6 = false;
+	int r = netlink_find_passthrough_address(pod->netns_fd, &present, &any_ipv6, err);
+
+	/* A namespace without any has IPv6 switched off. */
+	if (!r && !present && any_ipv6)
+		r = error_set(err, ENODEV, "the address ::6 on lo is missing");
+	return r;
+}
+
 static int iptables_verify(void *state, const struct redirect_pod *pod, struct error *err)
 {
 	struct nf_rules rules = {0};
@@ -747,6 +757,8 @@ static int iptables_verify(void *state, const struct redirect_pod *pod, struct e
 		r = verify_rules(state, pod, &rules, err);
 	if (!r && rules.uses_tproxy)
 		r = netfilter_routes_verify(pod->netns_fd, rules.captures_ipv6, err);
+	if (!r && rules.captures_ipv6)
+		r = verify_passthrough(pod, err);
 	netfilter_rules_done(&rules);
 	return r;
 }

@@ -16,6 +16,7 @@
 #include "event_loop.h"
 #include "log.h"
 #include "monotonic.h"
+#include "netlink.h"
 
 enum { DRAIN_TICK_MS = 250, DRAIN_TICK_BUDGET_MS = 50, DRAIN_DELAY_MAX_MS = 15 * 1000 };
 
@@ -43,15 +44,44 @@ static void move_back(struct redirect *r, struct known_pod *known, const struct 
 		      enum engine_id to)
 {
 	struct error ignored = {0};
-	bool done;
+	bool done = false;
 
-	r->engines[to].ops->retire(r->engines[to].state, pod, &done, &ignored);
+	if (r->engines[to].ops->retire(r->engines[to].state, pod, &done, &ignored) || !done)
+		redirect_drain_resume(r, known, to);
 	if (is_netfilter(known->engine) && pod->beside_ebpf) {
 		struct redirect_pod alone = *pod;
 
 		alone.beside_ebpf = false;
 		apply_with(r, known->engine, &alone, &ignored);
 	}
+}
+
+static void drain_engine(struct redirect *r, struct known_pod *known, enum engine_id id,
+			 const struct redirect_pod *pod)
+{
+	const struct engine *engine = &r->engines[id];
+	struct redirect_pod now = *pod;
+	struct error err = {0};
+	bool done = false;
+
+	now.nat_goes_on = is_netfilter(id) && is_netfilter(known->engine);
+	if (engine->ops->retire(engine->state, &now, &done, &err))
+		log_error(LOG_WARN, &err, "cannot end what an engine kept for a pod that moved",
+			  "engine", engine->ops->name, NULL);
+	else if (done)
+		known->draining &= ~(1u << id);
+}
+
+/*
+ * After a move that was cut short a third engine may still capture, and in a form that is not made
+ * for who comes now.
+ */
+static void drain_others(struct redirect *r, struct known_pod *known,
+			 const struct redirect_pod *pod, enum engine_id to)
+{
+	for (enum engine_id id = 0; id < ENGINE_NONE; id++)
+		if (id != to && (known->draining & (1u << id)))
+			drain_engine(r, known, id, pod);
 }
 
 int redirect_move(struct redirect *r, struct known_pod *known, const struct redirect_pod *pod,
@@ -63,6 +93,7 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 	bool done = false;
 	int result = 0;
 
+	drain_others(r, known, pod, to);
 	both.beside_ebpf = from == ENGINE_EBPF || to == ENGINE_EBPF;
 	both.nat_goes_on = is_netfilter(from) && is_netfilter(to);
 	both.passthrough_is_ours =
@@ -81,30 +112,20 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 	known->draining &= ~(1u << to);
 	known->beside_ebpf = both.beside_ebpf && is_netfilter(to);
 	r->moves++;
+	/*
+	 * eBPF decides in connect() or at the listener, netfilter in between: what is on its way
+	 * from the one to the other now must still find the engine that was there when it began.
+	 */
+	if (both.beside_ebpf)
+		known->draining |= 1u << from;
 	/* Not fatal: the pod is covered, and the timer tries again. */
-	if (old->ops->retire(old->state, &both, &done, err) || !done)
+	else if (old->ops->retire(old->state, &both, &done, err) || !done)
 		known->draining |= 1u << from;
 	schedule(known);
 	return redirect_drain_watch(r, err);
 }
 
 /* ---- draining ------------------------------------------------------------------------------- */
-
-static void drain_engine(struct redirect *r, struct known_pod *known, enum engine_id id,
-			 const struct redirect_pod *pod)
-{
-	const struct engine *engine = &r->engines[id];
-	struct redirect_pod now = *pod;
-	struct error err = {0};
-	bool done = false;
-
-	now.nat_goes_on = is_netfilter(id) && is_netfilter(known->engine);
-	if (engine->ops->retire(engine->state, &now, &done, &err))
-		log_error(LOG_WARN, &err, "cannot end what an engine kept for a pod that moved",
-			  "engine", engine->ops->name, NULL);
-	else if (done)
-		known->draining &= ~(1u << id);
-}
 
 /* eBPF is out of it: rules that made room for it get their usual form. */
 static void end_beside(struct redirect *r, struct known_pod *known, const struct redirect_pod *pod)
@@ -141,10 +162,16 @@ static int drain_pod(const struct redirect_pod *pod, void *arg, struct error *er
 static void drain_unreachable(struct redirect *r, struct known_pod *known)
 {
 	struct redirect_pod pod = {.cookie = known->cookie, .netns_fd = -1};
+	struct error ignored = {0};
+	bool lives = false;
 
-	known->beside_ebpf = false;
 	if (known->draining & (1u << ENGINE_EBPF))
 		drain_engine(r, known, ENGINE_EBPF, &pod);
+	/* It may only not be to be opened just now. */
+	if (known->namespace_id >= 0 &&
+	    (netlink_namespace_lives(known->namespace_id, &lives, &ignored) || lives))
+		return;
+	known->beside_ebpf = false;
 	known->draining &= 1u << ENGINE_EBPF;
 }
 

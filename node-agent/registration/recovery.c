@@ -204,7 +204,7 @@ static bool recover_redirected(struct registration *reg, struct pod *pod,
 	if (!take_over(reg, pod, netns_fd, &gone, &err))
 		return !gone;
 	/* Not in new maps, it may still be redirected by what an earlier agent attached. */
-	keep = in_kernel || !redirect_netns_gone(reg->cfg.redirect, pod->cookie);
+	keep = in_kernel || netns_fd >= 0 || !redirect_netns_gone(reg->cfg.redirect, pod->cookie);
 	log_error(LOG_WARN, &err, "cannot take a pod over", "namespace", pod->ns, "pod", pod->name,
 		  "container", pod->container_id, "kept", keep ? "yes" : "no", NULL);
 	make_orphan(pod, &err);

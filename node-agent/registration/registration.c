@@ -359,12 +359,24 @@ static int pod_from_request(const struct agent_request *req, const struct netns_
 	return 0;
 }
 
-static size_t count_redirected(const struct registration *reg)
+/* Found in its namespace only: no map has an entry for it. */
+static bool is_netfilter_orphan(const struct registration *reg, const struct pod *pod)
+{
+	const char *engine = redirect_pod_engine(reg->cfg.redirect, pod->cookie);
+
+	return pod->orphan && !pod->record && strcmp(engine, "ebpf") && strcmp(engine, "none");
+}
+
+/* But for orphans of that kind: whoever may make a network namespace could make one like it. */
+static size_t count_limited(const struct registration *reg)
 {
 	struct registration_counts counts;
+	size_t n = pod_table_count(reg->table), unlimited = 0;
 
 	registration_count(reg, &counts);
-	return counts.redirected + counts.orphaned;
+	for (size_t i = 0; i < n; i++)
+		unlimited += is_netfilter_orphan(reg, pod_table_at(reg->table, i));
+	return counts.redirected + counts.orphaned - unlimited;
 }
 
 static int check_limits(const struct registration *reg, const struct pod *pod, struct error *err)
@@ -374,7 +386,7 @@ static int check_limits(const struct registration *reg, const struct pod *pod, s
 	size_t max = reg->cfg.max_pods;
 
 	if (pod->mode == POD_SIDECAR && !pod_table_redirected(reg->table, pod->cookie, NULL) &&
-	    count_redirected(reg) >= max)
+	    count_limited(reg) >= max)
 		return error_set(err, ENOSPC,
 				 "%zu pods are redirected, as many as --max-pods allows", max);
 	if (!pod_table_find(reg->table, pod->container_id, pod->if_name) &&
