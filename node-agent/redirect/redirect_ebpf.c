@@ -196,7 +196,7 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 	struct ebpf_pod *known = ebpf_pods_get(e, pod->cookie);
 	bool exists, active, other_listeners, live = ebpf_attach_pod_is_live(e, pod->cookie);
 	struct ebpf_policy policy = {0};
-	struct pod_config cfg, old = {0};
+	struct pod_config cfg = {0}, old = {0};
 	uint32_t id = e->last_policy + 1;
 	int r;
 

@@ -116,10 +116,9 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 	 * eBPF decides in connect() or at the listener, netfilter in between: what is on its way
 	 * from the one to the other now must still find the engine that was there when it began.
 	 */
-	if (both.beside_ebpf)
-		known->draining |= 1u << from;
-	/* Not fatal: the pod is covered, and the timer tries again. */
-	else if (old->ops->retire(old->state, &both, &done, err) || !done)
+	if (!both.beside_ebpf && old->ops->retire(old->state, &both, &done, err))
+		done = false; /* the pod is covered, and the timer tries again */
+	if (!done)
 		known->draining |= 1u << from;
 	schedule(known);
 	return redirect_drain_watch(r, err);

@@ -364,7 +364,8 @@ static bool is_netfilter_orphan(const struct registration *reg, const struct pod
 {
 	const char *engine = redirect_pod_engine(reg->cfg.redirect, pod->cookie);
 
-	return pod->orphan && !pod->record && strcmp(engine, "ebpf") && strcmp(engine, "none");
+	return pod->orphan && !pod->record && strcmp(engine, "ebpf") != 0 &&
+	       strcmp(engine, "none") != 0;
 }
 
 /* But for orphans of that kind: whoever may make a network namespace could make one like it. */
