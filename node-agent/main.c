@@ -284,9 +284,16 @@ static int start(struct agent *agent, struct error *err)
 	agent->options.redirect.pods_arg = agent;
 	r = redirect_open(&options->redirect, agent->loop, &agent->redirect, err);
 	if (r) {
-		log_missing_facilities(agent);
+		if (options->redirect.mode == REDIRECT_AUTO ||
+		    options->redirect.mode == REDIRECT_EBPF)
+			log_missing_facilities(agent);
 		return r;
 	}
+	if (options->redirect.mode == REDIRECT_AUTO &&
+	    strcmp(redirect_engine(agent->redirect), "ebpf") != 0)
+		log_write(LOG_WARN, "eBPF cannot be used on this node", "engine",
+			  redirect_engine(agent->redirect), "reason",
+			  redirect_reason(agent->redirect), NULL);
 	with_engine.redirect = agent->redirect;
 	r = registration_open(&with_engine, &agent->registration, err);
 	if (r)

@@ -55,6 +55,22 @@ static int verify_config(struct ebpf *e, const struct redirect_pod *pod, struct 
 	return r;
 }
 
+/* ::6 is wanted where the pod has an IPv6 address that others can reach. */
+static int verify_passthrough(const struct ip_address *now, size_t n, struct error *err)
+{
+	static const struct ip_address passthrough = {.bytes = {[15] = 6}};
+	bool present = false, global = false;
+
+	for (size_t i = 0; i < n; i++) {
+		if (ip_address_equal(&now[i], &passthrough))
+			present = true;
+		else
+			global |= !ip_address_is_v4(&now[i]) && !ip_address_is_loopback(&now[i]) &&
+				  !ip_address_is_link_local(&now[i]);
+	}
+	return global && !present ? error_set(err, ENODEV, "the address ::6 on lo is missing") : 0;
+}
+
 static int verify_addresses(struct ebpf *e, const struct redirect_pod *pod, struct error *err)
 {
 	scoped_free struct ip_address *now = NULL;
@@ -71,6 +87,8 @@ static int verify_addresses(struct ebpf *e, const struct redirect_pod *pod, stru
 			r = error_set(err, ENODEV, "the pod's address %s is not known",
 				      ip_address_format(&now[i], text));
 	}
+	if (!r && pod->plan->capture_ipv6)
+		r = verify_passthrough(now, n, err);
 	return r;
 }
 

@@ -345,6 +345,24 @@ static int choose_for_pod(struct redirect *r, const struct redirect_plan *plan, 
 			 last.text);
 }
 
+/*
+ * The same for a pod that has an engine already: one that --mode would not give it now stays and is
+ * looked after, because without it the pod would go past its proxy.
+ */
+static int choose_for_known(struct redirect *r, const struct known_pod *known,
+			    const struct redirect_plan *plan, enum engine_id *ret,
+			    const char **ret_reason, struct error *err)
+{
+	int result = choose_for_pod(r, plan, ret, ret_reason, err);
+
+	if (result != -ENOTSUP || !known || known->engine == ENGINE_NONE)
+		return result;
+	if (engine_ops[known->engine]->cannot(plan))
+		return result;
+	*ret = known->engine;
+	return 0;
+}
+
 /* What an earlier agent left there; also sets what still drains. */
 static int find_engine(struct redirect *r, struct known_pod *known, int netns_fd, struct error *err)
 {
@@ -395,6 +413,12 @@ static struct known_pod *find_known(struct redirect *r, const struct redirect_po
 	return NULL;
 }
 
+static void forget_unused(struct redirect *r, const struct known_pod *known, bool was_known)
+{
+	if (!was_known && known->engine == ENGINE_NONE && !known->draining)
+		forget(r, known->cookie);
+}
+
 static struct redirect_pod as_known(const struct known_pod *known, const struct redirect_pod *pod)
 {
 	struct redirect_pod now = *pod;
@@ -410,13 +434,16 @@ int redirect_apply(struct redirect *r, const struct redirect_pod *pod, struct er
 	const char *reason;
 	enum engine_id to;
 	bool was_known = redirect_known(r, pod->cookie);
-	int result = choose_for_pod(r, pod->plan, &to, &reason, err);
+	int result;
 
-	if (result)
-		return result;
 	known = find_known(r, pod, err);
 	if (!known)
 		return -err->code;
+	result = choose_for_known(r, known, pod->plan, &to, &reason, err);
+	if (result) {
+		forget_unused(r, known, was_known);
+		return result;
+	}
 	now = as_known(known, pod);
 	if (known->engine != ENGINE_NONE && known->engine != to) {
 		result = redirect_move(r, known, pod, to, err);
@@ -428,8 +455,7 @@ int redirect_apply(struct redirect *r, const struct redirect_pod *pod, struct er
 		}
 	}
 	if (result) {
-		if (!was_known && known->engine == ENGINE_NONE && !known->draining)
-			forget(r, pod->cookie);
+		forget_unused(r, known, was_known);
 		return result;
 	}
 	r->fallbacks += reason && !known->reason;
@@ -479,7 +505,7 @@ int redirect_heal(struct redirect *r, const struct redirect_pod *pod, enum redir
 	enum redirect_healing found = REDIRECT_HEALED;
 	const char *reason;
 	enum engine_id to;
-	int result = choose_for_pod(r, pod->plan, &to, &reason, err);
+	int result = choose_for_known(r, known, pod->plan, &to, &reason, err);
 
 	if (result)
 		return result;
@@ -601,8 +627,9 @@ int redirect_adopt(struct redirect *r, const struct redirect_pod *pod, struct er
 		return -err->code;
 	if (known->engine == ENGINE_NONE)
 		return error_set(err, ENODEV, "no engine has the pod");
-	/* Only for people: an engine that the pod cannot have any more is said when it moves. */
-	if (choose_for_pod(r, pod->plan, &to, &known->reason, err))
+	/* Only for people: that nothing can do the plan any more is said when the pod is applied.
+	 */
+	if (choose_for_known(r, known, pod->plan, &to, &known->reason, err))
 		known->reason = NULL;
 	engine = &r->engines[known->engine];
 	return engine->ops->adopt ? engine->ops->adopt(engine->state, pod, err) : 0;

@@ -126,7 +126,7 @@ static bool parse_interface(const char *text, void *ret)
 
 	if (n == 0 || n >= IFNAMSIZ || strcmp(text, ".") == 0 || strcmp(text, "..") == 0)
 		return false;
-	if (text[0] == '-' || text[n - 1] == '+' || text[strcspn(text, "\"'\\/:!")])
+	if (text[0] == '-' || text[n - 1] == '+' || text[strcspn(text, "\"'\\/:!*")])
 		return false;
 	for (const char *c = text; *c; c++)
 		if (*c <= ' ' || *c >= 0x7f)
@@ -148,7 +148,8 @@ static const struct item_kind proxy_id_kind = {"an id of a proxy (1-4294967294, 
 					       sizeof(uint32_t), parse_proxy_id};
 static const struct item_kind group_kind = {"a group id (0-4294967294)", sizeof(uint32_t),
 					    parse_group};
-static const struct item_kind interface_kind = {"an interface name", IFNAMSIZ, parse_interface};
+static const struct item_kind interface_kind = {"an interface name (whole, no pattern)", IFNAMSIZ,
+						parse_interface};
 
 /* ---- lists --------------------------------------------------------------------------------- */
 

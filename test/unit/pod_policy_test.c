@@ -281,13 +281,16 @@ TEST(refusals_name_annotation_value_and_position)
 		 "annotation sidecar.istio.io/interceptionMode: \"\" is not REDIRECT or TPROXY"},
 		{TRAFFIC "excludeInterfaces", "eth1,net+", EINVAL,
 		 "annotation " TRAFFIC "excludeInterfaces: \"eth1,net+\": item 2 \"net+\" is not "
-		 "an interface name"},
+		 "an interface name (whole, no pattern)"},
 		{"istio.io/reroute-virtual-interfaces", "net1,,net2", EINVAL,
 		 "annotation istio.io/reroute-virtual-interfaces: \"net1,,net2\": item 2 \"\" is "
-		 "not an interface name"},
+		 "not an interface name (whole, no pattern)"},
+		{TRAFFIC "excludeInterfaces", "*", EINVAL,
+		 "annotation " TRAFFIC "excludeInterfaces: \"*\": item 1 \"*\" is not an "
+		 "interface name (whole, no pattern)"},
 		{TRAFFIC "kubevirtInterfaces", "a/b", EINVAL,
 		 "annotation " TRAFFIC "kubevirtInterfaces: \"a/b\": item 1 \"a/b\" is not an "
-		 "interface name"},
+		 "interface name (whole, no pattern)"},
 		{"sockmesh.io/redirection", "ambient", ENOTSUP,
 		 "annotation sockmesh.io/redirection: ambient is not built yet, only sidecar and "
 		 "none"},
