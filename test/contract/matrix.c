@@ -24,9 +24,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef TCP_ULP
-#define TCP_ULP 31 /* linux/tcp.h cannot be had together with netinet/in.h */
-#endif
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif
@@ -101,7 +98,6 @@ enum how {
 	URING_ASYNC, /* the same on a worker thread of the kernel */
 	FASTOPEN,    /* sendto with MSG_FASTOPEN instead of connect */
 	MPTCP,
-	KTLS,	     /* the kernel's TLS is put on the socket once it is connected */
 	RETRY,	     /* the socket was refused once, elsewhere, before */
 	TRANSPARENT, /* IP_TRANSPARENT and TPROXY's mark, as a proxy that keeps the client's address
 		      */
@@ -110,9 +106,9 @@ enum how {
 	UDP_MANY, /* one socket asks the next two resolvers too, before it reads (musl's resolver)
 		   */
 };
-static const char *const how_names[] = {"tcp",	    "nonblock", "device",  "uring", "uring-async",
-					"fastopen", "mptcp",	"ktls",	   "retry", "transparent",
-					"udp",	    "udpc",	"udp-many"};
+static const char *const how_names[] = {"tcp",	       "nonblock", "device", "uring",
+					"uring-async", "fastopen", "mptcp",  "retry",
+					"transparent", "udp",	   "udpc",   "udp-many"};
 
 /* ---- one row -----------------------------------------------------------------------------------
  */
@@ -424,20 +420,6 @@ static int connect_again(int fd, const struct attempt *a)
 	return connect(fd, &a->dial.any, endpoint_size(&a->dial)) < 0 ? -errno : 0;
 }
 
-/* Without keys the connection stays as it is; what counts is that a captured one can be given it.
- */
-static int connect_for_tls(int fd, const struct attempt *a, struct outcome *seen)
-{
-	if (connect(fd, &a->dial.any, endpoint_size(&a->dial)) < 0)
-		return -errno;
-	if (setsockopt(fd, IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls") - 1) == 0)
-		return 0;
-	if (errno != ENOENT)
-		return -errno;
-	seen->kind = SAW_SKIP;
-	return 0;
-}
-
 static int establish(int fd, const struct attempt *a, struct outcome *seen)
 {
 	bool refused;
@@ -458,8 +440,6 @@ static int establish(int fd, const struct attempt *a, struct outcome *seen)
 			       : 0;
 	case RETRY:
 		return connect_again(fd, a);
-	case KTLS:
-		return connect_for_tls(fd, a, seen);
 	default:
 		return connect(fd, &a->dial.any, endpoint_size(&a->dial)) < 0 ? -errno : 0;
 	}
@@ -845,10 +825,6 @@ static bool run_form(const struct row *row, char form)
 	for (;;) {
 		prepare(row, form, &a);
 		try(&a, &seen);
-		if (seen.kind == SAW_SKIP && a.how == KTLS) { /* most kernels, test-kernels' do */
-			printf("# %s: the kernel has no %s\n", name, row->how);
-			return true;
-		}
 		if (seen.kind == SAW_SKIP) {
 			printf("ok - %s # SKIP the kernel has no %s\n", name, row->how);
 			return true;

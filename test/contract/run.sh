@@ -10,7 +10,7 @@
 #   IPTABLES    the iptables engine's backend: legacy, nft or auto (auto)
 #   SCALE       ci or full: how large the long tests are (ci)
 #   ONLY        run only what contains this text: a pod of the matrix or a scenario
-#   PARTS       matrix: without the scenarios; or all (all)
+#   PARTS       matrix: without the scenarios, but with what not every kernel has; or all (all)
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 if [ -z "${SOCKMESH_CONTRACT_PRIVATE:-}" ]; then
@@ -27,6 +27,9 @@ ENGINES=${ENGINE:-ebpf nftables iptables}
 . test/contract/engines.sh
 # shellcheck source=test/contract/moves.sh
 . test/contract/moves.sh
+
+# shellcheck source=test/contract/tls.sh
+. test/contract/tls.sh
 
 SCALE=${SCALE:-ci}
 ONLY=${ONLY:-}
@@ -162,6 +165,7 @@ run_all() {
 	for name in $(pods_of_matrix); do
 		! selected "$name" || matrix_pod "$name"
 	done
+	! selected kernel_tls || kernel_tls
 	[ "$PARTS" = all ] || return 0
 	for name in $(declare -F | sed -n 's/^declare -f scenario_//p'); do
 		! selected "$name" || "scenario_$name"

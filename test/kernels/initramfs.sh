@@ -26,7 +26,7 @@ PACKAGES=(bash dash coreutils util-linux mount findutils grep sed diffutils proc
 ALTERNATIVES=(awk iptables{,-save,-restore} ip6tables{,-save,-restore})
 
 # Directories of modules; what they depend on comes along.
-MODULES=(net/netfilter net/ipv4 net/ipv6 net/tls net/sched net/core drivers/net/veth drivers/net/dummy
+MODULES=(net/netfilter net/ipv4 net/ipv6 net/tls crypto net/sched net/core drivers/net/veth drivers/net/dummy
 	drivers/net/tun drivers/net/ifb drivers/net/macvlan drivers/net/ipvlan)
 
 die() {
