@@ -23,11 +23,8 @@
 #include "scoped.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <libnftnl/expr.h>
 #include <libnftnl/rule.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -118,39 +115,6 @@ static int commit_deletion(int netns_fd, const struct nft_tables *tables, struct
 
 /* ---- open ------------------------------------------------------------------------------------ */
 
-struct scratch {
-	int netns_fd;
-	int code;
-};
-
-static void *make_namespace(void *arg)
-{
-	struct scratch *scratch = arg;
-
-	if (unshare(CLONE_NEWNET) == 0)
-		scratch->netns_fd = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-	if (scratch->netns_fd < 0)
-		scratch->code = errno;
-	return NULL;
-}
-
-/* A namespace that lives as long as its descriptor. */
-static int scratch_namespace(int *ret_fd, struct error *err)
-{
-	struct scratch scratch = {.netns_fd = -1};
-	pthread_t thread;
-	int code = pthread_create(&thread, NULL, make_namespace, &scratch);
-
-	if (!code) {
-		pthread_join(thread, NULL);
-		code = scratch.code;
-	}
-	if (code)
-		return error_set(err, code, "make a network namespace to try nftables in");
-	*ret_fd = scratch.netns_fd;
-	return 0;
-}
-
 static int try_rules(int netns_fd, bool split, const struct nf_rules *rules, struct error *err)
 {
 	scoped_batch struct nft_batch *batch = nft_batch_new();
@@ -200,7 +164,7 @@ static int probe(bool *ret_split, struct error *err)
 	scoped_rules struct nf_rules rules = {0};
 	scoped_fd int netns_fd = -1;
 	struct redirect_plan *plan = NULL;
-	int r = scratch_namespace(&netns_fd, err);
+	int r = netns_new(&netns_fd, err);
 
 	if (r)
 		return r;
