@@ -289,11 +289,6 @@ static int start(struct agent *agent, struct error *err)
 			log_missing_facilities(agent);
 		return r;
 	}
-	if (options->redirect.mode == REDIRECT_AUTO &&
-	    strcmp(redirect_engine(agent->redirect), "ebpf") != 0)
-		log_write(LOG_WARN, "eBPF cannot be used on this node", "engine",
-			  redirect_engine(agent->redirect), "reason",
-			  redirect_reason(agent->redirect), NULL);
 	with_engine.redirect = agent->redirect;
 	r = registration_open(&with_engine, &agent->registration, err);
 	if (r)
@@ -313,6 +308,13 @@ static int start(struct agent *agent, struct error *err)
 	/* Last: a socket that answers says that everything else is ready. */
 	return r ? r
 		 : agent_server_open(&server, agent->loop, on_request, agent, &agent->server, err);
+}
+
+/* The reason is in the line that says that it is ready. */
+static bool fell_back(const struct agent *agent)
+{
+	return agent->options.redirect.mode == REDIRECT_AUTO &&
+	       strcmp(redirect_engine(agent->redirect), "ebpf") != 0;
 }
 
 static int run(struct agent *agent, struct error *err)
@@ -339,8 +341,8 @@ static int run(struct agent *agent, struct error *err)
 		return r;
 	registration_count(agent->registration, &counts);
 	snprintf(redirected, sizeof(redirected), "%zu", counts.redirected);
-	log_write(LOG_INFO, "ready", "version", SOCKMESH_VERSION, "engine",
-		  redirect_engine(agent->redirect), "engine-reason",
+	log_write(fell_back(agent) ? LOG_WARN : LOG_INFO, "ready", "version", SOCKMESH_VERSION,
+		  "engine", redirect_engine(agent->redirect), "engine-reason",
 		  redirect_reason(agent->redirect), "run-dir", agent->options.run_dir, "cgroup",
 		  agent->attach_dir, "redirected-pods", redirected, NULL);
 	return event_loop_run(agent->loop, err);
