@@ -2,6 +2,7 @@
 #include "ebpf_pins.h"
 
 #include "error.h"
+#include "lock_file.h"
 #include "scoped.h"
 #include "sockmesh_abi.h"
 
@@ -14,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -111,11 +111,13 @@ int ebpf_pins_open(const char *bpffs_dir, bool by_inode, struct ebpf_pins *ret, 
 int ebpf_pins_lock(const char *bpffs_dir, int *ret_fd, struct error *err)
 {
 	scoped_fd int fd = open(bpffs_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int r;
 
 	if (fd < 0)
 		return error_set(err, errno, "open %s", bpffs_dir);
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-		return error_set(err, errno == EWOULDBLOCK ? EBUSY : errno,
+	r = lock_file_soon(fd);
+	if (r)
+		return error_set(err, r == -EWOULDBLOCK ? EBUSY : -r,
 				 "another agent uses --bpffs-dir %s", bpffs_dir);
 	*ret_fd = take_fd(&fd);
 	return 0;

@@ -2,6 +2,7 @@
 #include "run_dir.h"
 
 #include "error.h"
+#include "lock_file.h"
 #include "scoped.h"
 
 #include <dirent.h>
@@ -11,7 +12,6 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -52,7 +52,7 @@ int run_dir_lock(const char *dir, int *ret_fd, struct error *err)
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return error_set(err, errno, "open %s", path);
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+	if (lock_file_soon(fd) == -EWOULDBLOCK)
 		return locked_by_other(fd, path, err);
 	n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
 	if (ftruncate(fd, 0) < 0 || pwrite(fd, pid, (size_t)n, 0) != n)

@@ -182,6 +182,23 @@ tamper_iptables_v6_flushed() { # NAME
 	inside "$1" "${tool/ip/ip6}" -t nat -F
 }
 
+# None of our rules is touched, and none of them is reached.
+tamper_iptables_overtaken() { # NAME
+	inside "$1" "$(iptables_tool "$1")" -t nat -I OUTPUT 1 -p tcp -j ACCEPT
+}
+
+undo_iptables_overtaken() { # NAME: what stays is not ours to remove
+	inside "$1" "$(iptables_tool "$1")" -t nat -D OUTPUT -p tcp -j ACCEPT
+}
+
+tamper_iptables_passthrough_deleted() { # NAME
+	ip -n "$1" address del ::6/128 dev lo
+}
+
+tamper_nftables_passthrough_deleted() { # NAME
+	ip -n "$1" address del ::6/128 dev lo
+}
+
 pinned_map() { # NAME MAP
 	find "$work/bpf-${pod_agent[$1]##*/run-}" -name "$2" -print -quit
 }
@@ -231,6 +248,9 @@ declare -A tampering_is=(
 	[iptables_rule_deleted]="rule"
 	[iptables_rule_added]="rule 1 is"
 	[iptables_v6_flushed]="IPv6"
+	[iptables_overtaken]="is behind another's rule"
+	[iptables_passthrough_deleted]="address ::6"
+	[nftables_passthrough_deleted]="address ::6"
 	[ebpf_entry_deleted]="does not have the pod"
 	[ebpf_port_deleted]="port"
 	[ebpf_link_detached]="connect4"
@@ -288,6 +308,67 @@ scenario_tamper() {
 	expect "$name: healing is logged" "tamper" cat "$work/agent-$name.log"
 	expect_redirection $name "after all that"
 	pod_down $name
+}
+
+# The agent looks at its pods once more: this one had to be put right.
+round_passes() { # NAME TAMPERING
+	local agent=${pod_agent[$1]##*/run-} count
+	count=$(healed "$agent")
+	"tamper_$2" "$1"
+	wait_for 10 healed_since "$agent" "$count"
+}
+
+# A rule that only nft can read, in the table that we share with it.
+add_unreadable() { # NAME
+	inside "$1" nft -f - 2>/dev/null <<-'EOF'
+		add chain ip nat POSTROUTING { type nat hook postrouting priority 100; }
+		add rule ip nat POSTROUTING numgen inc mod 3 0 counter comment "unreadable"
+	EOF
+}
+
+delete_unreadable() { # NAME
+	inside "$1" nft flush chain ip nat POSTROUTING
+}
+
+jumps_by_nft() { # NAME
+	inside "$1" nft list chain ip nat OUTPUT | grep -c SOCKMESH_
+}
+
+uninstall() { # AGENT
+	"$BUILD_DIR/bin/sockmesh-agent" --uninstall --run-dir "$work/run-$1" --bpffs-dir "$work/bpf-$1"
+}
+
+# iptables-nft-save then says that the table is empty, with status 0.
+scenario_unreadable_table() {
+	local name=unreadable-table witness=unreadable-witness round
+	only_for iptables || return
+	own_agent $name --reconcile-seconds 1 && fresh $name $name && fresh $witness $name || return
+	outbound_proxy $name separate
+	if [[ $(iptables_tool $name) != *-nft ]] || ! add_unreadable $name; then
+		echo "ok - $name: there is such a rule # SKIP legacy iptables, or no numgen in nft or kernel"
+		pod_down $name
+		pod_down $witness
+		return
+	fi
+	expect "$name: CHECK fails" '"ok":false' check_ok $name
+	expect "$name: and says why" "rules that only nft can read" check_message $name
+	for round in 1 2 3; do
+		round_passes $witness iptables_jump_deleted
+		result $? "$name: the agent looks at it again, $round"
+	done
+	expect "$name: one jump is there" 1 jumps_by_nft $name
+	expect "$name: captured" label=outbound dial_as $name 1000 "$EXT4:80"
+	agent_kill $name
+	expect "$name: uninstalling says that it cannot" "rules that only nft can read" uninstall $name
+	! uninstall $name >/dev/null 2>&1
+	result $? "$name: and fails"
+	delete_unreadable $name
+	uninstall $name >/dev/null 2>&1
+	result $? "$name: without that rule it can"
+	expect_nothing_left $name "then"
+	rm "$work/enrolled-$name" "$work/enrolled-$witness"
+	pod_down $name
+	pod_down $witness
 }
 
 # ---- connections that were there before the pod was enrolled ----------------------------------------

@@ -199,3 +199,92 @@ scenario_moves_killed() {
 	moves_release $name 0 "at the end"
 	pod_down $name
 }
+
+# Changes of mind: each agent is told another engine than the one that its predecessor had not done
+# with, and ended in the middle of it or right behind it.
+ROLLBACK=(nftables:0 ebpf:150 nftables:250 iptables:150 ebpf:0 iptables:0 ebpf:200 nftables:100 ebpf:0)
+
+rollback_up() { # NAME
+	agent_mode[$1]=$2
+	own_agent "$1" && fresh "$1" "$1" dns=on || return
+	forget_soon "$1"
+	outbound_proxy "$1" separate --echo && inbound_proxy "$1" separate --echo && dns_proxy "$1" &&
+		moves_hold "$1" 0 && moves_flood_up "$1"
+	result $? "$1: connections stay open, others come and go"
+}
+
+rollback() { # NAME ENGINE:MILLISECONDS, or 0: until it has moved
+	local ms=${2#*:}
+	agent_mode[$1]=${2%:*}
+	agent_start "$1"
+	if [ "$ms" = 0 ]; then
+		wait_for 20 has_moved "$1" "${2%:*}"
+		result $? "$1: has moved to ${2%:*}"
+		has_moved "$1" "${2%:*}" || sed 's/^/#   agent: /' "$work/agent-$1.log"
+		agent_kill "$1"
+	else
+		kill_during "$1" $((ms * 1000)) true
+	fi
+}
+
+scenario_rollback() {
+	local name=rollback step
+	only_for ebpf || return
+	rollback_up $name ebpf || return
+	agent_kill $name
+	for step in "${ROLLBACK[@]}"; do
+		rollback $name "$step"
+	done
+	restarted $name
+	wait_for 20 has_moved $name ebpf
+	result $? "$name: is where it was"
+	moves_flood_goes_on
+	moves_flood_down
+	moves_release $name 0 "at the end"
+	expect "$name: as planned" '"ok":true' check_ok $name
+	pod_down $name
+}
+
+# In the pods, what writes the rules of IPv6 gets no further: those of IPv4 are there.
+slow_programs() { # DIR
+	local tool
+	mkdir "$1"
+	for tool in ip6tables-legacy ip6tables-nft; do
+		cat >"$1/$tool-restore" <<-EOF
+			#!/bin/sh
+			PATH=$PATH
+			ip -4 address | grep -q 10.244.0.5 || exec $tool-restore "\$@"
+			exec cat $1/never
+		EOF
+		chmod +x "$1/$tool-restore"
+	done
+	mkfifo "$1/never"
+}
+
+has_jump() { # NAME
+	[[ $(iptables_rules "$1") = *"-A OUTPUT -j SOCKMESH_NAT_OUTPUT"* ]]
+}
+
+# Then a third engine finds the rules of two others.
+scenario_rollback_third() {
+	local name=rollback-third
+	only_for ebpf || return
+	slow_programs "$work/slow" && rollback_up $name nftables || return
+	agent_kill $name
+	agent_mode["$name"]=iptables agent_through["$name"]="env PATH=$work/slow:$PATH"
+	agent_start $name
+	wait_for 10 has_jump $name
+	result $? "$name: half of the rules of iptables are there"
+	agent_kill $name
+	! nothing_left $name nftables
+	result $? "$name: and all of nftables"
+	agent_mode["$name"]=ebpf agent_through["$name"]=
+	restarted $name
+	wait_for 20 has_moved $name ebpf
+	result $? "$name: has moved to ebpf"
+	moves_flood_goes_on
+	moves_flood_down
+	moves_release $name 0 "at the end"
+	: <>"$work/slow/never" # whoever still waits for it ends
+	pod_down $name
+}

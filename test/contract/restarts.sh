@@ -437,3 +437,87 @@ scenario_links_move() {
 	result $? "$name: every connection reached the proxy, which knows what was dialled"
 	pod_down $name
 }
+
+# Nobody can name the pod, and its programs must go on although the agent uses another engine.
+scenario_state_lost() {
+	local name=state-lost witness=state-lost-witness
+	only_for ebpf || return
+	agent_mode["$name"]=ebpf
+	own_agent $name || return
+	fresh $name $name || return
+	with_proxy $name
+	agent_kill $name
+	rm "$work/run-$name/state.json"
+	agent_mode["$name"]=nftables
+	restarted $name --reconcile-seconds 1
+	expect_redirection $name "by programs of an agent whose state is lost"
+	fresh $witness $name || return
+	round_passes $witness nftables_deleted
+	result $? "$name: the agent goes on with nftables"
+	expect_redirection $name "still"
+	pod_down $witness
+	pod_down $name
+}
+
+# Every program that lists rules fails, as it does when the kernel is busy.
+silent_programs() { # DIR
+	local tool
+	mkdir "$1"
+	for tool in "${IPTABLES_TOOLS[@]}"; do
+		printf '#!/bin/sh\necho "Resource temporarily unavailable" >&2\nexit 4\n' >"$1/$tool-save"
+		chmod +x "$1/$tool-save"
+	done
+}
+
+# What redirects the pod cannot be found out for once: that is no reason to forget it.
+scenario_engine_silent() {
+	local name=engine-silent how
+	local -A path=([silent]=$work/silent:$PATH [absent]=$work/absent)
+	only_for iptables || return
+	silent_programs "$work/silent" && own_agent $name && fresh $name $name || return
+	with_proxy $name
+	# Of legacy only tables can be seen without its programs, which need not be ours.
+	[[ $(iptables_tool $name) = *-nft ]] || unset 'path[absent]'
+	for how in "${!path[@]}"; do
+		agent_kill $name
+		agent_mode["$name"]=nftables agent_through["$name"]="env PATH=${path[$how]}"
+		restarted $name
+		expect "$name: $how programs: the pod is kept" "kept as it was" pod_field $name .reason
+		expect_redirection $name "with $how programs"
+		nothing_left $name nftables
+		result $? "$name: $how programs: by one engine"
+		agent_kill $name
+		agent_mode["$name"]=iptables agent_through["$name"]=
+		restarted $name
+		expect "$name: $how programs: then all is as planned" '"ok":true' check_ok $name
+	done
+	expect "$name: is removed" '"ok":true' agent_op $name del
+	expect_nothing_left $name "then"
+	rm "$work/enrolled-$name"
+	pod_down $name
+}
+
+# Whoever may make a user namespace may make one of these: they are no pods of the node's.
+lookalike_up() { # NAME MODEL AGENT
+	pod_up "$1" "$3" 100000 && nftables_rules "$2" | "$PROGRAMS/as" --userns "/run/netns/$1.user" \
+		--netns "/run/netns/$1" --uid 0 --gid 0 nft -f -
+}
+
+scenario_lookalikes() {
+	local name=lookalikes i
+	only_for nftables || return
+	own_agent $name --max-pods 2 && fresh $name $name || return
+	for i in 1 2 3; do
+		lookalike_up $name-$i $name $name
+		result $? "$name: a namespace is made like the pod's, $i"
+	done
+	agent_kill $name
+	restarted $name --max-pods 2
+	fresh $name-pod $name && pod_down $name-pod
+	result $? "$name: the node has room for its second pod"
+	expect "$name: the first is as planned" '"ok":true' check_ok $name
+	for i in 1 2 3; do
+		pod_down $name-$i
+	done
+	pod_down $name
+}

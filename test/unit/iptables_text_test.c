@@ -340,6 +340,35 @@ TEST(every_kind_of_tampering_is_named)
 	return TEST_OK;
 }
 
+/* Whether our jump from OUTPUT is behind another's rule, in what iptables-save printed. */
+static bool is_behind(const char *text)
+{
+	struct iptables_set set = {0};
+	struct error err = {0};
+	const struct iptables_chain *chain;
+	bool behind;
+
+	if (iptables_text_parse(text, &set, &err))
+		return false;
+	chain = iptables_set_find(&set, "SOCKMESH_A");
+	behind = chain && chain->is_behind;
+	iptables_set_done(&set);
+	return behind;
+}
+
+TEST(a_rule_before_our_jump_is_seen_in_its_own_chain_and_table_only)
+{
+	CHECK(is_behind("*nat\n-A OUTPUT -p tcp -j ACCEPT\n-A OUTPUT -j SOCKMESH_A\n"));
+	CHECK(is_behind("*nat\n[1:2] -A OUTPUT -j ACCEPT\n[3:4] -A OUTPUT -j SOCKMESH_A\n"));
+	CHECK(!is_behind("*nat\n-A OUTPUT -j SOCKMESH_A\n-A OUTPUT -p tcp -j ACCEPT\n"));
+	CHECK(!is_behind("*nat\n-A OUTPUT -j SOCKMESH_B\n-A OUTPUT -j SOCKMESH_A\n"));
+	CHECK(!is_behind("*nat\n-A INPUT -j ACCEPT\n-A OUTPUT -j SOCKMESH_A\n"));
+	CHECK(!is_behind("*nat\n-A OUTPUT_2 -j ACCEPT\n-A OUTPUT -j SOCKMESH_A\n"));
+	CHECK(!is_behind("*nat\n-A OUT -j ACCEPT\n-A OUTPUT -j SOCKMESH_A\n"));
+	CHECK(!is_behind("*raw\n-A OUTPUT -j ACCEPT\n*nat\n-A OUTPUT -j SOCKMESH_A\n"));
+	return TEST_OK;
+}
+
 /* ---- from one to another -------------------------------------------------------------------- */
 
 static const char *change(const char *from, const char *to, enum iptables_order order)
@@ -389,6 +418,23 @@ TEST(a_jump_that_was_changed_is_replaced)
 			 "*nat\n-A OUTPUT -j SOCKMESH_A\n", IPTABLES_NAT_LAST),
 		  "*nat\n:SOCKMESH_A - [0:0]\n-D OUTPUT -p tcp -j SOCKMESH_A\n"
 		  "-D POSTROUTING -g SOCKMESH_A\n-I OUTPUT 1 -j SOCKMESH_A\nCOMMIT\n");
+	return TEST_OK;
+}
+
+TEST(a_jump_behind_another_rule_is_a_difference_and_is_put_first)
+{
+	const char *behind = edited("[7:420] -A OUTPUT -j SOCKMESH_NAT_OUTPUT\n"
+				    "[1:60] -A OUTPUT -j OTHER\n",
+				    "[1:60] -A OUTPUT -j OTHER\n"
+				    "[7:420] -A OUTPUT -j SOCKMESH_NAT_OUTPUT\n");
+
+	CHECK_HAS(difference(behind), "SOCKMESH_NAT_OUTPUT\" is behind another's rule");
+	CHECK_STR(change("*nat\n-A OUTPUT -j ACCEPT\n-A OUTPUT -j SOCKMESH_A\n"
+			 "-A SOCKMESH_A -j RETURN\n",
+			 "*nat\n-A OUTPUT -j SOCKMESH_A\n-A SOCKMESH_A -j RETURN\n",
+			 IPTABLES_NAT_LAST),
+		  "*nat\n:SOCKMESH_A - [0:0]\n-D OUTPUT -j SOCKMESH_A\n"
+		  "-I OUTPUT 1 -j SOCKMESH_A\n-A SOCKMESH_A -j RETURN\nCOMMIT\n");
 	return TEST_OK;
 }
 
