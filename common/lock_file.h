@@ -11,8 +11,8 @@
 
 /*
  * 0, or -errno; -EWOULDBLOCK: somebody has it, and still had it after a second. The wait is for who
- * was killed a moment ago: the child that an agent has forked for a short while has the lock too, and
- * the kernel ends it some time after the agent.
+ * was killed a moment ago: the child that an agent has forked for a short while has the lock too,
+ * and the kernel ends it some time after the agent.
  */
 static inline int lock_file_soon(int fd)
 {
