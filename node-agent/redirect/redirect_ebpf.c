@@ -456,27 +456,46 @@ static int complete_pods(struct ebpf *e, struct error *err)
 	return 0;
 }
 
+static void count_handover(int gauges, const struct handover_key *key)
+{
+	struct gauge pod = {0};
+
+	if (bpf_map_lookup_elem(gauges, &key->netns, &pod))
+		return;
+	pod.handovers++;
+	bpf_map_update_elem(gauges, &key->netns, &pod, BPF_EXIST);
+}
+
 /*
  * The gauges say how many entries there are. When one of the two maps is new, of another size, they
  * are counted again; what the old programs hand over meanwhile can leave them wrong by that many.
+ * In batches (Linux 5.6), which go by bucket: a walk from key to key starts again whenever its key
+ * has gone, and on a busy node would not end.
  */
 static void count_handovers(struct ebpf *e)
 {
+	enum { BATCH = 256 };
 	int gauges = bpf_map__fd(e->datapath->maps.gauges);
+	int handovers = bpf_map__fd(e->datapath->maps.handovers);
+	scoped_free struct handover_key *keys = calloc(BATCH, sizeof(*keys));
+	scoped_free struct handover *values = calloc(BATCH, sizeof(*values));
 	struct gauge none = {0}, node = {0};
-	struct handover_key key;
+	__u32 position = 0, *from = NULL;
+	bool more = keys && values;
 	uint64_t cookie;
 
 	for_each_map_key (gauges, &cookie)
 		bpf_map_update_elem(gauges, &cookie, &none, BPF_EXIST);
-	for_each_map_key (bpf_map__fd(e->datapath->maps.handovers), &key) {
-		struct gauge pod = {0};
+	while (more) {
+		__u32 n = BATCH;
 
-		node.handovers++;
-		if (bpf_map_lookup_elem(gauges, &key.netns, &pod))
-			continue;
-		pod.handovers++;
-		bpf_map_update_elem(gauges, &key.netns, &pod, BPF_EXIST);
+		more = !bpf_map_lookup_batch(handovers, from, &position, keys, values, &n, NULL);
+		if (!more && errno != ENOENT)
+			break;
+		for (__u32 i = 0; i < n; i++)
+			count_handover(gauges, &keys[i]);
+		node.handovers += n;
+		from = &position;
 	}
 	cookie = 0;
 	bpf_map_update_elem(gauges, &cookie, &node, BPF_EXIST);
