@@ -72,8 +72,9 @@ struct ebpf {
 };
 
 /*
- * Every key of a map, in *key. A key that disappears on the way makes the walk start again, so the
- * body deletes none.
+ * Every key of a map, in *key. A key that disappears on the way makes the walk start again, and an
+ * update puts its entry at the head of a bucket, before what the walk has seen: so the body neither
+ * deletes from this map nor writes to it.
  */
 #define for_each_map_key(fd, key)                                                                  \
 	for (int end_ = bpf_map_get_next_key((fd), NULL, (key)); !end_;                            \

@@ -484,7 +484,8 @@ static void count_handovers(struct ebpf *e)
 	bool more = keys && values;
 	uint64_t cookie;
 
-	for_each_map_key (gauges, &cookie)
+	/* By the pods' keys: an update moves an entry, so a walk over the gauges need not end. */
+	for_each_map_key (bpf_map__fd(e->datapath->maps.pods), &cookie)
 		bpf_map_update_elem(gauges, &cookie, &none, BPF_EXIST);
 	while (more) {
 		__u32 n = BATCH;
