@@ -223,6 +223,16 @@ int netlink_find_passthrough_address(int netns_fd, bool *ret_present, bool *ret_
 	return 0;
 }
 
+int netlink_verify_passthrough_address(int netns_fd, struct error *err)
+{
+	bool present = false, any_ipv6 = false;
+	int r = netlink_find_passthrough_address(netns_fd, &present, &any_ipv6, err);
+
+	if (!r && !present && any_ipv6)
+		r = error_set(err, ENODEV, "the address ::6 on lo is missing");
+	return r;
+}
+
 /* ---- namespace ids -------------------------------------------------------------------------- */
 
 static int read_namespace_id(const struct nlmsghdr *nlh, void *arg)

@@ -30,6 +30,9 @@ int netlink_set_passthrough_address(int netns_fd, bool present, bool *ret_change
 int netlink_find_passthrough_address(int netns_fd, bool *ret_present, bool *ret_any_ipv6,
 				     struct error *err);
 
+/* -ENODEV when it is missing in a namespace that has IPv6. */
+int netlink_verify_passthrough_address(int netns_fd, struct error *err);
+
 /*
  * Does anything in the namespace listen on this TCP port? By inet_diag, which looks at listening
  * sockets only. *ret is true where the kernel has no inet_diag: it cannot be ruled out.

@@ -737,17 +737,6 @@ static int verify_rules(const struct iptables *ipt, const struct redirect_pod *p
 	return r;
 }
 
-static int verify_passthrough(const struct redirect_pod *pod, struct error *err)
-{
-	bool present = false, any_ipv6 = false;
-	int r = netlink_find_passthrough_address(pod->netns_fd, &present, &any_ipv6, err);
-
-	/* A namespace without any has IPv6 switched off. */
-	if (!r && !present && any_ipv6)
-		r = error_set(err, ENODEV, "the address ::6 on lo is missing");
-	return r;
-}
-
 static int iptables_verify(void *state, const struct redirect_pod *pod, struct error *err)
 {
 	struct nf_rules rules = {0};
@@ -758,7 +747,7 @@ static int iptables_verify(void *state, const struct redirect_pod *pod, struct e
 	if (!r && rules.uses_tproxy)
 		r = netfilter_routes_verify(pod->netns_fd, rules.captures_ipv6, err);
 	if (!r && rules.captures_ipv6)
-		r = verify_passthrough(pod, err);
+		r = netlink_verify_passthrough_address(pod->netns_fd, err);
 	netfilter_rules_done(&rules);
 	return r;
 }

@@ -654,17 +654,12 @@ static int verify_tables(const struct nftables *n, const struct redirect_pod *po
 static int verify_rest(const struct redirect_pod *pod, const struct nf_rules *rules,
 		       struct error *err)
 {
-	bool passthrough, any_ipv6;
 	int r = 0;
 
 	if (rules->uses_tproxy)
 		r = netfilter_routes_verify(pod->netns_fd, rules->captures_ipv6, err);
-	if (r || !rules->captures_ipv6)
-		return r;
-	r = netlink_find_passthrough_address(pod->netns_fd, &passthrough, &any_ipv6, err);
-	/* A namespace without any has IPv6 switched off. */
-	if (!r && !passthrough && any_ipv6)
-		r = error_set(err, ENODEV, "the address ::6 on lo is missing");
+	if (!r && rules->captures_ipv6)
+		r = netlink_verify_passthrough_address(pod->netns_fd, err);
 	return r;
 }
 
