@@ -51,12 +51,23 @@ struct cred {
 	kgid_t fsgid;
 };
 
+struct inode {
+	unsigned short i_mode;
+	unsigned long i_ino;
+};
+
 struct file {
 	const struct cred *f_cred;
+	unsigned int f_flags;
+	struct inode *f_inode;
+	void *private_data;
 };
+
+struct sock;
 
 struct socket {
 	struct file *file;
+	struct sock *sk;
 };
 
 struct ns_common {
@@ -65,11 +76,28 @@ struct ns_common {
 
 struct net {
 	struct ns_common ns;
+	__u64 net_cookie;
 };
 
 typedef struct {
 	struct net *net;
 } possible_net_t;
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
+struct list_head {
+	struct list_head *next;
+};
+
+struct proto {
+	unsigned long *memory_pressure;
+};
 
 struct sock_common {
 	unsigned short skc_family;
@@ -78,11 +106,45 @@ struct sock_common {
 	__u16 skc_num;
 	__be32 skc_rcv_saddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	struct proto *skc_prot;
+	atomic64_t skc_cookie;
+	unsigned long skc_flags;
 };
 
 struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket;
+	int sk_rcvlowat;
+	void *sk_user_data;
+	struct {
+		atomic_t rmem_alloc;
+	} sk_backlog;
+	__u16 sk_type;
+	__u16 sk_protocol;
+};
+
+struct tcp_ulp_ops;
+struct request_sock;
+
+struct inet_sock {
+	struct sock sk;
+};
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+	const struct tcp_ulp_ops *icsk_ulp_ops;
+};
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	__u32 copied_seq;
+	__u32 write_seq;
+	struct request_sock *fastopen_rsk;
+	__u8 is_mptcp : 1;
+};
+
+struct sk_psock {
+	struct list_head ingress_msg;
 };
 
 struct bpf_iter_meta;
@@ -91,6 +153,34 @@ struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
 	__u32 uid;
+};
+
+struct nsproxy {
+	struct net *net_ns;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct thread_info {
+	unsigned long flags;
+};
+
+struct io_uring_task;
+
+struct task_struct {
+	struct thread_info thread_info;
+	struct task_struct *group_leader;
+	char comm[16];
+	struct files_struct *files;
+	struct io_uring_task *io_uring;
+	struct nsproxy *nsproxy;
 };
 
 #pragma clang attribute pop
