@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.." || exit 1
 export BUILD_DIR=${BUILD_DIR:-build} SCALE=${SCALE:-ci}
 SUITES_DIR=${SUITES_DIR:-test}
 STRICT=${STRICT:-0}
-ALL_SUITES=(unit plugin ctl agent contract proxies runtime)
+ALL_SUITES=(unit plugin ctl agent contract proxies programs runtime)
 case $SCALE in
 ci) SUITE_TIMEOUT=${SUITE_TIMEOUT:-600} ;;
 full) SUITE_TIMEOUT=${SUITE_TIMEOUT:-7200} ;;
@@ -28,6 +28,9 @@ full) SUITE_TIMEOUT=${SUITE_TIMEOUT:-7200} ;;
 	exit 2
 	;;
 esac
+
+# shellcheck source=test/lib/processes.sh
+. test/lib/processes.sh
 
 passed=0
 failed=0
@@ -46,11 +49,23 @@ fail() { # SUITE WHAT
 	failures+=("$1: $2")
 }
 
+# Ends a program that takes too long, once, when what it does at that moment has been shown.
+end_late() { # PID
+	local pids
+	[ "$SECONDS" -ge "$tap_deadline" ] && [ "$tap_ended_late" -eq 0 ] || return 0
+	tap_ended_late=1
+	mapfile -t pids <<<"$(processes_below "$1")"
+	echo "# It has taken $SUITE_TIMEOUT s, and now does this:"
+	processes_picture "${pids[@]}"
+	kill "$1" 2>/dev/null
+}
+
 # Reads a line into the caller's `line`. Fails at the end of file, or when the program is gone and
 # something that it left behind still holds its output: that must not hold us up.
 read_line() { # PID
 	local part pending='' status
 	while :; do
+		end_late "$1"
 		IFS= read -r -t 2 part
 		status=$?
 		line=$pending$part
@@ -108,9 +123,10 @@ read_tap() { # SUITE PID
 # Runs one program of a suite; what it writes to standard error goes where ours goes.
 run_program() { # SUITE PROGRAM
 	local suite=$1 program=$2 status pid start=$SECONDS
+	local tap_deadline=$((SECONDS + SUITE_TIMEOUT)) tap_ended_late=0
 	# A process substitution, so that read_tap counts in this shell and the status is not lost.
-	# timeout makes a process group of the suite and ends all of it.
-	exec {tap_fd}< <(exec timeout --kill-after=15 "$SUITE_TIMEOUT" "$program" </dev/null)
+	# timeout makes a process group of the suite, and ends all of it when read_line ends timeout.
+	exec {tap_fd}< <(exec timeout --kill-after=15 $((SUITE_TIMEOUT + 60)) "$program" </dev/null)
 	pid=$!
 	trap 'kill "$pid" 2>/dev/null; exit 130' INT TERM
 	read_tap "$suite" "$pid" <&"$tap_fd"
@@ -120,7 +136,7 @@ run_program() { # SUITE PROGRAM
 	trap - INT TERM
 
 	[ "$tap_left_open" -eq 0 ] || fail "$suite" "$program left a process behind"
-	if [ $((SECONDS - start)) -ge "$SUITE_TIMEOUT" ]; then
+	if [ "$tap_ended_late" -eq 1 ]; then
 		fail "$suite" "$program took more than $SUITE_TIMEOUT s (after $tap_seen tests)"
 	elif [ "$tap_planned" -eq -1 ]; then
 		fail "$suite" "$program ended with status $status and no plan, after $tap_seen tests"

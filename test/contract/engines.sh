@@ -65,7 +65,8 @@ netfilter_state() { # NAME
 }
 
 same_state() { # NAME STATE; what differs is printed
-	diff <(echo "$2") <(netfilter_state "$1") | sed 's/^/#   /'
+	netfilter_state "$1" >"$work/state-now"
+	diff - "$work/state-now" <<<"$2" | sed 's/^/#   /'
 	[ "${PIPESTATUS[0]}" -eq 0 ]
 }
 
@@ -115,13 +116,13 @@ tamper_nftables_deleted() { # NAME
 
 tamper_nftables_rule_deleted() { # NAME
 	local rule
-	read -ra rule < <(nft_redirect_rule "$1")
+	read -ra rule <<<"$(nft_redirect_rule "$1")"
 	inside "$1" nft delete rule "${rule[@]:0:3}" handle "${rule[3]}"
 }
 
 tamper_nftables_rule_added() { # NAME
 	local rule
-	read -ra rule < <(nft_redirect_rule "$1")
+	read -ra rule <<<"$(nft_redirect_rule "$1")"
 	inside "$1" nft insert rule "${rule[@]:0:3}" tcp dport 80 accept
 }
 
@@ -172,7 +173,7 @@ tamper_iptables_rule_deleted() { # NAME
 tamper_iptables_rule_added() { # NAME
 	local tool chain
 	tool=$(iptables_tool "$1")
-	read -r chain _ < <(iptables_redirect_rule "$1" "$tool")
+	read -r chain _ <<<"$(iptables_redirect_rule "$1" "$tool")"
 	inside "$1" "$tool" -t nat -I "$chain" -p tcp --dport 80 -j ACCEPT
 }
 
@@ -387,7 +388,7 @@ hold_up() { # ID COMMAND...
 	: >"${holding[$id]}"
 	"$@" >>"${holding[$id]}" 2>&1 &
 	wait_for 15 hold_ready "${holding[$id]}" || return
-	background+=("$(hold_pid "$id")")
+	background[$(hold_pid "$id")]=$id
 }
 
 hold_pid() { # ID
@@ -415,8 +416,11 @@ more_rounds() { # ID COUNT
 
 # Ends it and says whether each connection lived; its own words are the comment.
 hold_down() { # ID CLAIM
-	kill "$(hold_pid "$1")"
+	local pid
+	pid=$(hold_pid "$1")
+	kill "$pid"
 	wait_for 30 hold_ended "$1"
+	unset "background[$pid]" # the number may be another process's soon
 	grep -q '^ok' "${holding[$1]}"
 	result $? "$2"
 	sed -n '/^ok/s/^/#   /p; /broken/s/^/#   /p' "${holding[$1]}"
@@ -545,7 +549,7 @@ kill_during() { # AGENT MICROSECONDS COMMAND...
 		:
 	done
 	agent_kill "$agent"
-	wait "$pid" 2>/dev/null
+	ended "$pid" 30 || echo "not ok - $agent: what it was asked for ends when it is killed"
 }
 
 crash_points() { # microseconds from the request on, the first ones within a single apply
@@ -626,7 +630,7 @@ resident_kb() { # AGENT
 }
 
 scenario_churn() {
-	local count=40 op prefix i left=0
+	local count=40 op prefix i left=0 adding
 	without_agent && return
 	[ "$SCALE" != full ] || count=200
 	own_agent churn || return
@@ -637,8 +641,9 @@ scenario_churn() {
 	expect "churn: $count pods are added" 0 churn_failures "$work/churn-1"
 	echo "# agent: $(resident_kb churn) kB resident with $count pods"
 	churn_op add churn-b $count >"$work/churn-2" &
+	adding=$!
 	churn_op del churn-a $count >"$work/churn-3"
-	wait $!
+	ended $adding 120
 	expect "churn: $count pods are added" 0 churn_failures "$work/churn-2"
 	expect "churn: while $count others are removed" 0 churn_failures "$work/churn-3"
 	churn_op check churn-b $count >"$work/churn-4"

@@ -87,6 +87,7 @@ static int connect_agent(const char *run_dir)
 	    sizeof(at.sun_path))
 		errx(2, "%s is too long for a socket", run_dir);
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)); /* connect too */
 	if (fd < 0 || connect(fd, (struct sockaddr *)&at, sizeof(at)) < 0)
 		err(3, "%s", at.sun_path);
 	return fd;

@@ -39,6 +39,7 @@ enum {
 	CLOSED_PORT = 9,
 	PATIENCE_MS = 2000,
 	TIMEOUT_MS = 300, /* where silence is what the table expects */
+	CLIENT_S = 60, /* for all that a client does; io_uring's connect has no limit of its own */
 	REASON_MAX = 256,
 	TPROXY_MARK = 1337,
 	PORT_RETRIES = 2,
@@ -342,6 +343,7 @@ static int open_socket_elsewhere(const struct attempt *a)
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) < 0)
 		err(2, "socketpair");
 	if (!fork()) {
+		alarm(CLIENT_S);
 		identity_become(a->who->opens.uid, a->who->opens.gid, a->how == TRANSPARENT);
 		fd = open_socket(a);
 		c = CMSG_FIRSTHDR(&msg);
@@ -351,11 +353,11 @@ static int open_socket_elsewhere(const struct attempt *a)
 		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
 		_exit(sendmsg(pair[1], &msg, 0) != 1);
 	}
+	close(pair[1]); /* or nobody would tell us that it has ended before it sent anything */
 	if (recvmsg(pair[0], &msg, 0) != 1 || !(c = CMSG_FIRSTHDR(&msg)))
 		err(2, "receive the socket");
 	memcpy(&fd, CMSG_DATA(c), sizeof(fd));
 	close(pair[0]);
-	close(pair[1]);
 	return fd;
 }
 
@@ -584,6 +586,7 @@ static void try(const struct attempt *a, struct outcome *ret)
 	if (pipe2(result, O_CLOEXEC) < 0 || (pid = fork()) < 0)
 		err(2, "fork");
 	if (!pid) {
+		alarm(CLIENT_S);
 		be_the_client(a, ret);
 		_exit(write(result[1], ret, sizeof(*ret)) != sizeof(*ret));
 	}

@@ -42,7 +42,7 @@ moves_flood_up() { # NAME
 moves_flood() { # WAY COMMAND...
 	while [ -e "$work/moving" ]; do
 		"${@:2}"
-		read -rt 0.02 <> <(:) # not as many as there can be: others use this machine too
+		pause 0.02 # not as many as there can be: others use this machine too
 	done >"$work/moves-$1" 2>&1
 }
 
@@ -64,9 +64,11 @@ moves_flood_goes_on() { # a group that begins after now ends, each way
 
 # Every connection was captured and knew what was dialled: none refused, none direct.
 moves_flood_down() {
-	local way
+	local way pid
 	rm "$work/moving"
-	wait "${moves_flooding[@]}"
+	for pid in "${moves_flooding[@]}"; do
+		ended "$pid" 60 || echo "not ok - moves: what came and went ends"
+	done
 	for way in out in self; do
 		! grep -qv '^ok' "$work/moves-$way"
 		result $? "moves: $way, $(($(wc -l <"$work/moves-$way") * 20)) connections came and went, each captured"

@@ -187,9 +187,12 @@ traffic_up() { # NAME
 }
 
 traffic_down() {
+	local pid
 	kill "$(awk '/^pid/ { print $2 }' "$work/traffic-outbound")" \
 		"$(awk '/^pid/ { print $2 }' "$work/traffic-inbound")"
-	wait "${traffic[@]}"
+	for pid in "${traffic[@]}"; do
+		ended "$pid" 20 || echo "not ok - the traffic ends"
+	done
 }
 
 has_lines() { # COUNT FILE
@@ -212,7 +215,7 @@ flood_goes_on() { # a group that began after now has ended
 
 flood_down() { # true when each one reached the proxy
 	rm "$work/flooding"
-	wait "$flood"
+	ended "$flood" 60 || return
 	! grep -v "ok 1000" "$work/flood" | sort -u | head -n 5 | sed 's/^/#   /' | grep .
 }
 
@@ -392,8 +395,8 @@ scenario_attached_twice() {
 	with_proxy $name
 	dns_proxy $name
 	for link in "$work/bpf-$name"/links/*; do
-		read -r id type < <(bpftool -j link show pinned "$link" |
-			jq -r '"\(.prog_id) \(.attach_type)"')
+		read -r id type <<<"$(bpftool -j link show pinned "$link" |
+			jq -r '"\(.prog_id) \(.attach_type)"')"
 		bpftool cgroup attach "${dir%/*}" "$type" id "$id" multi
 		result $? "$name: ${link##*/} is attached a second time"
 	done

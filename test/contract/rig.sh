@@ -18,10 +18,12 @@ declare -A setting         # of the pod that pod_settings read last
 declare -A servers         # NAME.KIND: process group of those servers
 declare -A pod_cgroup      # NAME: where its processes run
 declare -A pod_agent       # NAME: run directory of the agent that has it
-declare -a agents=()       # process ids
+declare -A agents=()       # by process id, while they run
 declare -a cgroups=()      # removed at the end, last first
-declare -a background=()   # process ids of whatever else must not outlive the test
+declare -A background=()   # by process id: whatever else must not outlive the test
 
+# shellcheck source=test/lib/processes.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../lib/processes.sh"
 # shellcheck source=test/contract/reference.sh
 . "$(dirname "${BASH_SOURCE[0]}")/reference.sh"
 
@@ -42,12 +44,12 @@ rig_down() {
 		stop_servers "$id"
 	done
 	rm -f "$work/moving" "$work/flooding" # what goes on until they are gone
-	for id in "${background[@]}"; do
+	for id in "${!background[@]}"; do
 		kill -9 "$id" 2>/dev/null
 	done
-	for id in "${agents[@]}"; do
+	for id in "${!agents[@]}"; do
 		kill "$id" 2>/dev/null
-		wait "$id" 2>/dev/null
+		ended "$id" 10
 	done
 	for id in "${!pod_cgroup[@]}"; do
 		ip netns del "$id" 2>/dev/null
@@ -71,12 +73,14 @@ wait_for() { # SECONDS COMMAND...
 	shift
 	until "$@" >/dev/null 2>&1; do
 		[ "${EPOCHREALTIME/./}" -lt "$deadline" ] || return 1
-		read -rt 0.02 <> <(:) || :
+		pause 0.02
 	done
 }
 
 make_cgroup() { # DIR
-	mkdir "$1" && cgroups+=("$1")
+	mkdir "$1" && cgroups+=("$1") && return
+	echo "not ok - there is a cgroup ${1##*/}"
+	return 1
 }
 
 # ---- agents ------------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ agent_start() { # NAME [OPTION...]
 		--cgroup-root "${agent_cgroup_root[$name]:-$cgroup_base/$name}" --kubernetes off \
 		--mode "$mode" --iptables "$IPTABLES" --accelerate off \
 		"${@:2}" >"$work/agent-$name.log" 2>&1 &
-	agents+=($!)
+	agents[$!]=$name
 	agent_pid[$name]=$!
 }
 
@@ -117,8 +121,10 @@ agent_cgroup() { # NAME
 }
 
 agent_kill() { # NAME
-	kill -9 "${agent_pid[$1]}"
-	wait "${agent_pid[$1]}" 2>/dev/null
+	local pid=${agent_pid[$1]}
+	kill -9 "$pid"
+	ended "$pid" 20 || echo "not ok - $1: the agent ends when it is killed"
+	unset "agents[$pid]" # the number may be another process's soon
 }
 
 # What a map of this agent holds, as JSON.
@@ -325,7 +331,7 @@ servers_up() { # NAME SHAPE
 # The settings of a pod of the matrix, into `setting`.
 pod_settings() { # NAME
 	local pair pairs
-	read -ra pairs < <(awk -v name="$1" '$1 == "pod" && $2 == name { $1 = $2 = ""; print }' "$MATRIX")
+	read -ra pairs <<<"$(awk -v name="$1" '$1 == "pod" && $2 == name { $1 = $2 = ""; print }' "$MATRIX")"
 	setting=()
 	for pair in "${pairs[@]}"; do
 		setting[${pair%%=*}]=${pair#*=}

@@ -11,6 +11,8 @@
 #   SCALE       ci or full: how large the long tests are (ci)
 #   ONLY        run only what contains this text: a pod of the matrix or a scenario
 #   PARTS       matrix: without the scenarios, but with what not every kernel has; or all (all)
+#   SILENCE     seconds without a line of output after which an engine's part is given up (by
+#               SCALE: 150, 600)
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 if [ -z "${SOCKMESH_CONTRACT_PRIVATE:-}" ]; then
@@ -34,6 +36,8 @@ ENGINES=${ENGINE:-ebpf nftables iptables}
 SCALE=${SCALE:-ci}
 ONLY=${ONLY:-}
 PARTS=${PARTS:-all}
+[ "$SCALE" = full ] && silence=600 || silence=150
+SILENCE=$((${SILENCE:-$silence} * ${SOCKMESH_TEST_PATIENCE:-1}))
 
 result() { # STATUS CLAIM
 	if [ "$1" -eq 0 ]; then
@@ -98,6 +102,7 @@ matrix_fallback_is_told() { # NAME
 	expect "$1: falls back to nftables" '"engine":"nftables"' cat "$work/answer"
 	expect "$1: and says why" "${setting[refused-for]}" \
 		jq -r '.engineReason // "no reason"' "$work/answer"
+	sed -n '/ ready /s/.*engine=/#   its agent: engine=/p' "$work/agent-chooser.log" # what it chose for the others
 }
 
 matrix_enrolled_pod() { # NAME ENGINE
@@ -170,13 +175,55 @@ run_all() {
 	for name in $(declare -F | sed -n 's/^declare -f scenario_//p'); do
 		! selected "$name" || "scenario_$name"
 	done
+	return 0 # what failed has said so
 }
 
-# Numbers the results; the exit code is 1 when one of them is a failure.
+# An engine's part stands still: shows what its processes do, and ends them.
+give_up() { # ENGINE PID LAST-CLAIM
+	local pids
+	[ -n "$2" ] && ! has_ended "$2" || return
+	n=$((n + 1)) failed=$((failed + 1))
+	mapfile -t pids <<<"$(processes_below "$2")"
+	printf 'not ok %d - %s: goes on within %d s after "%s"\n' "$n" "$1" "$SILENCE" "$3"
+	processes_picture "${pids[@]}"
+	kill "$2" # which takes away what it has made
+	kill -9 "${pids[@]:1}" 2>/dev/null
+	wait_for 60 has_ended "$2" || kill -9 "$2"
+}
+
+# The next line into the caller's `line`; fails at the end.
+next_line() {
+	local part status
+	line=''
+	while :; do
+		IFS= read -rt "$SILENCE" part
+		status=$?
+		line+=$part
+		[ $status -gt 128 ] || break
+		give_up "$engine" "$pid" "$last" || return
+	done
+	[ $status -eq 0 ] || [ -n "$line" ]
+}
+
+# Numbers the results, each when it is there; the exit code is 1 when one of them is a failure.
 number() {
-	awk '/^(not )?ok - / { n++; failed += /^not/; sub(/ok - /, "ok " n " - ") }
-	     { print; fflush() }
-	     END { print "1.." n + 0; exit failed || !n }'
+	local line engine='' pid='' last='the start' n=0 failed=0
+	while next_line; do
+		case $line in
+		'engine '*)
+			read -r _ engine pid <<<"$line"
+			continue
+			;;
+		'ok - '* | 'not ok - '*)
+			n=$((n + 1)) last=${line#*ok - }
+			[[ $line = ok* ]] || failed=$((failed + 1))
+			line="${line%%ok - *}ok $n - $engine: $last"
+			;;
+		esac
+		printf '%s\n' "$line"
+	done
+	echo "1..$n"
+	[ $failed -eq 0 ] && [ $n -gt 0 ]
 }
 
 for ENGINE in $ENGINES; do
@@ -189,5 +236,8 @@ for ENGINE in $ENGINES; do
 	esac
 done
 for ENGINE in $ENGINES; do
-	(run_all) | awk -v engine="$ENGINE" '{ sub(/^(not )?ok - /, "&" engine ": "); print; fflush() }'
+	(
+		echo "engine $ENGINE $BASHPID"
+		run_all
+	)
 done | number

@@ -97,15 +97,15 @@ scenario_connect_retry() {
 		coproc RETRY { as_pod $name 1000 1000 "$PROGRAMS/dial" --again "$to"; }
 		pid=$RETRY_PID
 		exec {out}<&"${RETRY[0]}" {in}>&"${RETRY[1]}"
-		read -r line <&"$out"
+		read -rt 20 line <&"$out"
 		expect "$name: $to is refused while the proxy is down" "Connection refused" echo "$line"
 		outbound_proxy "$name" separate
 		echo again >&"$in"
-		read -r line <&"$out"
+		read -rt 20 line <&"$out"
 		expect "$name: the same socket then reaches the proxy" "label=outbound" echo "$line"
 		expect "$name: with its destination" ":$to" echo "${line% peer=*}"
 		exec {out}<&- {in}>&-
-		wait "$pid" 2>/dev/null
+		ended "$pid" 10 || echo "not ok - $name: it ends"
 		stop_servers $name.outbound
 	done
 	pod_down $name
@@ -183,7 +183,7 @@ scenario_equal_tuples() {
 		pid=$!
 		expect "equal-tuples: $name, the first pod's destinations" "ok $count" flood_as $a $uid \
 			--hold --bind-from 20000 --count $count --concurrency 50 --label $name $to_a
-		wait $pid
+		ended $pid 60
 		expect "equal-tuples: $name, the second pod's destinations" "ok $count" cat "$work/flood-b"
 	done
 	pod_down $a
@@ -258,15 +258,18 @@ print(*("%s=%d" % item for item in sorted(began.items())), os.getpid(), flush=Tr
 signal.pause()
 '
 
+declare -A pending # NAME: who holds them
+
 pending_up() { # NAME COUNT
 	rm -f "$work/pending-$1"
 	as_pod "$1" 0 0 python3 -c "$PENDING" "$2" >"$work/pending-$1" &
+	pending[$1]=$!
 	wait_for 10 test -s "$work/pending-$1"
 }
 
 pending_down() { # NAME
 	kill "$(awk '{ print $NF }' "$work/pending-$1")"
-	wait -n 2>/dev/null
+	ended "${pending[$1]}" 10 || echo "not ok - $1: the connections end that were held"
 }
 
 # Until the table "deaf" is deleted no SYN reaches the proxy.
@@ -543,7 +546,7 @@ scenario_long_payload() {
 	expect "$name: $total connections, every byte right, none at the wrong place" "ok $total" \
 		flood_as $name 1000 --workers 4 --count "$total" --concurrency 200 --payload 1024 \
 		--label outbound "$EXT4:80" "$EXT4:443" 10.99.0.2:80 10.99.1.1:9999 "$EXT6:80"
-	wait $pid
+	ended $pid 300
 	expect "$name: and $((total / 4)) inbound at the same time" "ok $((total / 4))" cat "$work/flood-in"
 	expect_no_handover_left $name
 	pod_down $name

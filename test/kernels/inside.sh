@@ -15,7 +15,8 @@
 #
 # Output: "ok - " and "not ok - " lines, unnumbered; "row " before each line of the matrix; one line
 # "auto ENGINE"; and what the agent's probe found, "facility found|missing|required NAME" and
-# "engine NAME usable|unusable".
+# "engine NAME usable|unusable"; where the accelerator was tried, "accelerator FINDING TEST" and
+# "accelerator-level LEVEL", a release's known bugs aside.
 #
 #   PARTS  of the contract test: matrix, or all (matrix)
 set -uo pipefail
@@ -37,6 +38,9 @@ esac
 [ ${#through[@]} -eq 0 ] || through=("$BUILD_DIR/test/contract/denied" "${through[@]}")
 export ENGINE=$engine IPTABLES=${IPTABLES:-auto} PARTS=${PARTS:-matrix} BUILD_DIR
 
+# shellcheck source=test/lib/processes.sh
+. test/lib/processes.sh
+
 answers() { # DIR
 	"$BUILD_DIR/bin/sockmeshctl" --run-dir "$1/run" status -o json
 }
@@ -45,7 +49,7 @@ wait_for_agent() { # DIR PID
 	local deadline=$((SECONDS + 60))
 	until answers "$1" >/dev/null 2>&1; do
 		[ $SECONDS -lt $deadline ] && kill -0 "$2" 2>/dev/null || return 1
-		read -rt 0.1 <> <(:) || :
+		pause 0.1
 	done
 }
 
@@ -54,6 +58,8 @@ tell_probe() { # JSON
 			else "missing" end) \(.name)"),
 		((.engines // [])[] | "engine \(.name) \(if .usable then "usable" else "unusable" end)")' "$1"
 	jq -r '.probe.facilities[] | select(.found | not) | "# probe: \(.name): \(.how): \(.detail)"' "$1"
+	jq -r '.accelerate // empty | "accelerator-level \(.level)", "# accelerator: \(.tookUs) us: \(.reason)",
+		(.tests[] | "accelerator \(.finding) \(.name)", "# accelerator: \(.name): \(.detail)")' "$1"
 }
 
 # The probe, when it had the time to try everything: on an emulated machine it may not get to the end
@@ -76,7 +82,8 @@ choice() {
 	cgroup=$(awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $(i + 1) == "cgroup2") { print $5; exit } }' \
 		/proc/self/mountinfo)/sockmesh-kernels-$$
 	mkdir "$cgroup" "$dir/run" "$dir/bpf"
-	"${through[@]}" "$BUILD_DIR/bin/sockmesh-agent" --mode auto --kubernetes off --accelerate off \
+	"${through[@]}" "$BUILD_DIR/bin/sockmesh-agent" --mode auto --kubernetes off \
+		--accelerate auto --accelerate-ignore-known-bugs yes \
 		--run-dir "$dir/run" --bpffs-dir "$dir/bpf" --cgroup-root "$cgroup" >"$dir/log" 2>&1 &
 	agent=$!
 	if wait_for_agent "$dir" "$agent"; then
