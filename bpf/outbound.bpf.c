@@ -188,12 +188,12 @@ static __always_inline void choose_target(struct bpf_sock_addr *ctx, const struc
 
 	a->target.port = port;
 	a->target.addr = addr16_is_v4(dst) ? addr16_from_v4(BE32(0x7f000001)) : lo6;
-	if (a->flow.udp || loopback)
+	if (a->flow.udp || (loopback && !addr16_is_v4(dst)))
 		return;
 	wildcard = listens_on_wildcard(ctx, dst, port);
 	if (!wildcard)
 		return;
-	if (a->bound_device || (a->bound_port && addr16_is_zero(&a->flow.source))) {
+	if (!loopback && (a->bound_device || (a->bound_port && addr16_is_zero(&a->flow.source)))) {
 		if (!addr16_is_zero(own))
 			a->target.addr = *own;
 		return;
