@@ -29,7 +29,7 @@ say  = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' $(1) '$(2)')
 , := ,
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Werror
 INCLUDES := -Icommon -Ibpf -Inode-agent -Inode-agent/registration -Inode-agent/redirect \
-	-Inode-agent/observe -Inode-agent/install -Inode-agent/ctl -Icni-plugin -Itest/lib -I$(G)
+	-Inode-agent/accelerate -Inode-agent/observe -Inode-agent/install -Inode-agent/ctl -Icni-plugin -Itest/lib -I$(G)
 CPPFLAGS := -D_GNU_SOURCE -DSOCKMESH_VERSION='"$(VERSION)"' $(INCLUDES) $(EXTRA_CPPFLAGS)
 CFLAGS ?= -O2 -g
 ALL_CFLAGS := -std=gnu11 $(WARN) -fno-strict-aliasing -fstack-protector-strong $(CFLAGS) \
@@ -45,7 +45,7 @@ AGENT_SRC  := $(wildcard node-agent/*.c) \
 	$(foreach d,registration redirect accelerate kube ambient install observe,$(wildcard node-agent/$(d)/*.c))
 UNIT_SRC   := $(wildcard test/unit/*_test.c)
 FUZZ_SRC   := $(wildcard test/fuzz/*_fuzz.c)
-PROG_SRC   := $(wildcard $(addprefix test/,$(addsuffix /*.c,contract runtime proxies bench demo plugin agent)))
+PROG_SRC   := $(wildcard $(addprefix test/,$(addsuffix /*.c,contract runtime proxies programs bench demo plugin agent accelerate)))
 
 # Every object file of the product but the mains: what unit tests and fuzzers link against.
 MAINS   := cni-plugin/main.c node-agent/main.c node-agent/ctl/main.c
@@ -60,7 +60,8 @@ FUZZ_BIN := $(patsubst test/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
 # Each skeleton is one BPF object made of one or more files of bpf/.
 DATAPATH_BPF := outbound original_dst dns
 SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/listener_scan.skel.h \
-	$(G)/listener_lookup.skel.h
+	$(G)/listener_lookup.skel.h $(G)/accelerate.skel.h $(G)/accelerate_probe.skel.h \
+	$(G)/advise.skel.h
 
 # ---- programs ----------------------------------------------------------------------------------
 
@@ -134,9 +135,17 @@ $(FUZZ_BIN): build/fuzz/%: test/fuzz/%.c $(LIB_SRC) $(wildcard common/*.h cni-pl
 	$(Q)$(CLANG) $(CPPFLAGS) -std=gnu11 -g -O1 -fsanitize=fuzzer$(,)address$(,)undefined \
 		-fno-sanitize-recover=all -Wl$(,)--gc-sections -ffunction-sections -o $@ $< $(LIB_SRC) $(AGENT_LIBS) -lpthread
 
+# The agent, but for the guards that SOCKMESH_WITHOUT_GUARD names: what the tests of hazards break.
+UNGUARDED_AGENT := $(B)/test/sockmesh-agent-without-guards
+$(UNGUARDED_AGENT): $(call obj,$(COMMON_SRC) \
+		$(filter-out node-agent/accelerate/accelerate_guards.c,$(AGENT_SRC)) test/lib/accelerate_guards_test.c)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(AGENT_LIBS) -lpthread
+
 .PHONY: test-programs unit-tests
 unit-tests: $(UNIT_BIN)
-test-programs: $(PROG_BIN)
+test-programs: $(PROG_BIN) $(UNGUARDED_AGENT)
 
 # SCALE=full runs the long tests at their full counts.
 SCALE ?= ci
@@ -161,9 +170,14 @@ demo: deps-if-missing ## two pods with real proxies, on this machine, removed ag
 	$(Q)$(MAKE) --no-print-directory all test-programs
 	$(Q)BUILD_DIR=$(B) test/demo/demo.sh
 
-bench: deps-if-missing ## the figures that docs and issues quote (as root)
+bench: deps-if-missing ## the figures that docs and issues quote (as root); BENCH=quick: four minutes
 	$(Q)$(MAKE) --no-print-directory all test-programs
 	$(Q)BUILD_DIR=$(B) test/bench/run.sh
+
+BENCH_BASELINE ?= $(B)/bench/baseline.json
+.PHONY: bench-compare
+bench-compare: ## the last benchmark with BENCH_BASELINE, an earlier report.json; fails on regressions
+	$(Q)python3 -EsB test/bench/compare.py --baseline $(BENCH_BASELINE) --report $(B)/bench/report.json
 
 # ---- dependencies ------------------------------------------------------------------------------
 
@@ -171,7 +185,7 @@ BUILD_DEPS := build-essential pkg-config clang llvm bpftool libbpf-dev libelf-de
 	libjansson-dev libcap-ng-dev libmnl-dev libnftnl-dev
 TEST_DEPS := bats iproute2 nftables iptables haproxy containerd runc containernetworking-plugins \
 	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev \
-	qemu-system-x86 cpio kmod xz-utils debian-archive-keyring
+	qemu-system-x86 cpio kmod xz-utils debian-archive-keyring nginx openssl gnuplot-nox
 LINT_DEPS := clang-format clang-tidy clang-tools shellcheck codespell libclang-rt-14-dev man-db
 
 .PHONY: deps deps-if-missing
@@ -235,5 +249,5 @@ clean: ## remove build/ but keep build/cache
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z._-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
--include $(patsubst %.o,%.d,$(call obj,$(LIB_SRC) $(MAINS) $(UNIT_SRC) test/lib/test_main.c))
+-include $(patsubst %.o,%.d,$(call obj,$(LIB_SRC) $(MAINS) $(UNIT_SRC) test/lib/test_main.c test/lib/accelerate_guards_test.c))
 -include $(wildcard $(G)/*.bpf.d)

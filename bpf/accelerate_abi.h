@@ -112,6 +112,7 @@ struct accel_end {
 struct accel_ends {
 	struct accel_end active, passive;
 	struct accel_pair_key pair;
+	__u64 passive_messages; /* that the accepting end had sent when it ended */
 };
 
 /* Which way a direction goes. Only forward in this list, so at most once from TCP to short. */
@@ -142,7 +143,7 @@ struct accel_stream {
 	__u64 told_tcp_messages, told_tcp_bytes;
 	__u32 tries;
 	__u32 is_active;  /* it connected */
-	__u32 is_watched; /* not in the map: its listener is not known yet */
+	__u32 is_watched; /* accepted, from a listener that is not known yet */
 	__u32 pad;
 };
 

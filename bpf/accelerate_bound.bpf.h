@@ -24,7 +24,7 @@ enum {
 	USER_DATA_FLAGS = 7, /* in the low bits of sk_user_data */
 };
 
-const volatile __u32 max_bytes = 1024 * 1024, max_messages = 1024; /* of one direction */
+const volatile __u32 max_bytes = 4 << 20, max_messages = 1024; /* of one direction */
 const volatile __u64 budget = 256ull << 20, pod_budget = 64ull << 20;
 const volatile __u32 guards = GUARD_ALL;
 const volatile __u32 rmem_is_exact = 0; /* this kernel's sk_rmem_alloc counts the short way */

@@ -64,7 +64,7 @@ static __always_inline __u32 workload_of(__u64 netns)
 
 enum acceptor_is { ACCEPTOR_IS_UNKNOWN, ACCEPTOR_IS_BLOCKING, ACCEPTOR_IS_NONBLOCKING };
 
-static __always_inline enum acceptor_is acceptor_is(__u64 netns, __u16 port)
+static __always_inline enum acceptor_is acceptor_seen(__u64 netns, __u16 port)
 {
 	struct accel_acceptor_key key = {.netns = netns, .port = port};
 	const struct accel_acceptor *a = bpf_map_lookup_elem(&accel_acceptors, &key);
@@ -72,6 +72,29 @@ static __always_inline enum acceptor_is acceptor_is(__u64 netns, __u16 port)
 	if (!a)
 		return ACCEPTOR_IS_UNKNOWN;
 	return a->blocking ? ACCEPTOR_IS_BLOCKING : ACCEPTOR_IS_NONBLOCKING;
+}
+
+/*
+ * A proxy's listener that is not known yet is as the other proxies of this node, which are the same
+ * program: there is one entry for all of them, without namespace and port.
+ */
+static __always_inline enum acceptor_is acceptor_is(__u64 netns, __u16 port, int is_proxys)
+{
+	enum acceptor_is is = acceptor_seen(netns, port);
+
+	return is == ACCEPTOR_IS_UNKNOWN && is_proxys ? acceptor_seen(0, 0) : is;
+}
+
+static __always_inline void acceptor_tell(const struct accel_acceptor_key *key, int nonblocking)
+{
+	struct accel_acceptor *a = bpf_map_lookup_elem(&accel_acceptors, key), first = {};
+
+	if (!a) {
+		bpf_map_update_elem(&accel_acceptors, key, &first, BPF_NOEXIST);
+		a = bpf_map_lookup_elem(&accel_acceptors, key);
+	}
+	if (a)
+		__sync_fetch_and_add(nonblocking ? &a->nonblocking : &a->blocking, 1);
 }
 
 /* By which port an accepted socket's listener is known. */
@@ -84,14 +107,20 @@ static __always_inline __u16 acceptor_port(struct bpf_sock *sk, __u64 netns, __u
 	return local_port;
 }
 
+static __always_inline int is_proxys_listener(__u64 netns, __u16 port)
+{
+	const struct pod_config *pod = bpf_map_lookup_elem(&pods, &netns);
+
+	return pod && (port == pod->inbound_port || port == pod->outbound_port);
+}
+
 /*
  * An answer of an accepted socket was acknowledged, so its program has had it for a while: is it
  * non-blocking? Asked once for each socket of a listener that is not known yet.
  */
 static __always_inline void observe_acceptor(struct bpf_sock_ops *ctx)
 {
-	struct accel_acceptor_key key = {};
-	struct accel_acceptor first = {}, *a;
+	struct accel_acceptor_key key = {}, any_proxy = {};
 	struct bpf_sock *sk = ctx->sk;
 	struct accel_stream *s;
 	int known, nonblocking;
@@ -106,17 +135,15 @@ static __always_inline void observe_acceptor(struct bpf_sock_ops *ctx)
 	if (!known)
 		return; /* not accepted yet, whoever answered */
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
-	bpf_sk_storage_delete(&accel_streams, sk);
+	s->is_watched = 0;
+	if (!s->cookie)
+		bpf_sk_storage_delete(&accel_streams, sk);
 	read_tuple(ctx, &t);
 	key.netns = netns_of(ctx, sk);
 	key.port = acceptor_port(sk, key.netns, t.local_port);
-	a = bpf_map_lookup_elem(&accel_acceptors, &key);
-	if (!a) {
-		bpf_map_update_elem(&accel_acceptors, &key, &first, BPF_NOEXIST);
-		a = bpf_map_lookup_elem(&accel_acceptors, &key);
-	}
-	if (a)
-		__sync_fetch_and_add(nonblocking ? &a->nonblocking : &a->blocking, 1);
+	acceptor_tell(&key, nonblocking);
+	if (is_proxys_listener(key.netns, key.port))
+		acceptor_tell(&any_proxy, nonblocking);
 }
 
 /* Somebody listens anew: perhaps another program. */
@@ -216,7 +243,6 @@ static __always_inline __u32 enter(struct bpf_sock_ops *ctx, const struct candid
 	why = take_place(c->netns);
 	if (why)
 		goto failed;
-	s->is_watched = 0;
 	s->netns = c->netns;
 	s->peer_netns = c->peer_netns;
 	s->ends = c->ends;
@@ -352,7 +378,7 @@ static __always_inline __u32 examine_active(struct bpf_sock_ops *ctx, struct can
 	nonblocking = is_nonblocking(kernel_sock(sk), &known);
 	if ((guards & GUARD_NONBLOCKING) && !nonblocking)
 		return ACCEL_BLOCKING;
-	acceptor = acceptor_is(c->peer_netns, port);
+	acceptor = acceptor_is(c->peer_netns, port, c->leg != LEG_IN);
 	if ((guards & GUARD_NONBLOCKING) && acceptor != ACCEPTOR_IS_NONBLOCKING)
 		return acceptor == ACCEPTOR_IS_BLOCKING ? ACCEL_ACCEPTOR_BLOCKING
 							: ACCEL_ACCEPTOR_UNKNOWN;
@@ -422,6 +448,7 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 	struct accel_ends *ends;
 	struct tuple t;
 	int is_marked;
+	__u16 port;
 	__u32 why;
 
 	if (!sk || is_stopped())
@@ -434,9 +461,13 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 	is_marked = bpf_sk_storage_get(&listener_marks, sk, NULL, 0) != NULL;
 	if (!is_marked && self->level != ACCEL_FULL)
 		return;
-	if (acceptor_is(c.netns, acceptor_port(sk, c.netns, t.local_port)) == ACCEPTOR_IS_UNKNOWN) {
+	port = acceptor_port(sk, c.netns, t.local_port);
+	if (acceptor_seen(c.netns, port) == ACCEPTOR_IS_UNKNOWN) {
+		int is_proxys = is_proxys_listener(c.netns, port);
+
 		watch_acceptor(ctx, sk);
-		if (guards & GUARD_NONBLOCKING)
+		if ((guards & GUARD_NONBLOCKING) &&
+		    acceptor_is(c.netns, port, is_proxys) != ACCEPTOR_IS_NONBLOCKING)
 			return;
 	}
 	c.peer_netns = is_own_address(c.netns, &t.remote) ? c.netns : pod_at(&t.remote);
@@ -459,19 +490,31 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 
 /* ---- the end -------------------------------------------------------------------------------- */
 
-static __always_inline __u64 messages_of_peer(struct accel_stream *s)
+/* The accepting end's, as it is now or as it was when that end ended before us. */
+static __always_inline __u64 messages_of_passive(struct accel_stream *s)
 {
 	const struct accel_stream *peer;
 	__u64 cookie = 0, sent = 0, tcp = 0;
+	struct accel_ends *ends;
 
-	if (!find_peer(s))
-		return 0;
-	peer = (const void *)(unsigned long)s->peer_stream;
-	bpf_probe_read_kernel(&cookie, sizeof(cookie), &peer->cookie);
-	bpf_probe_read_kernel(&sent, sizeof(sent), &peer->sent_messages);
-	bpf_probe_read_kernel(&tcp, sizeof(tcp), &peer->tcp_messages);
-	/* It has ended already: a call has an answer. */
-	return cookie == s->peer ? sent + tcp : s->sent_messages + s->tcp_messages;
+	if (find_peer(s)) {
+		peer = (const void *)(unsigned long)s->peer_stream;
+		bpf_probe_read_kernel(&sent, sizeof(sent), &peer->sent_messages);
+		bpf_probe_read_kernel(&tcp, sizeof(tcp), &peer->tcp_messages);
+		bpf_probe_read_kernel(&cookie, sizeof(cookie), &peer->cookie);
+		if (cookie == s->peer)
+			return sent + tcp;
+	}
+	ends = bpf_map_lookup_elem(&accel_ends, &s->ends);
+	return ends ? ends->passive_messages : 0;
+}
+
+static __always_inline void leave_messages(struct accel_stream *s)
+{
+	struct accel_ends *ends = bpf_map_lookup_elem(&accel_ends, &s->ends);
+
+	if (ends)
+		ends->passive_messages = s->sent_messages + s->tcp_messages;
 }
 
 static __always_inline void tell_end(struct accel_stream *s)
@@ -479,12 +522,16 @@ static __always_inline void tell_end(struct accel_stream *s)
 	struct accel_pair *pair;
 
 	tell(s);
+	if (!s->is_active) {
+		leave_messages(s);
+		return;
+	}
 	pair = bpf_map_lookup_elem(&accel_pairs, &s->pair);
-	if (!pair || !s->is_active)
+	if (!pair)
 		return;
 	__sync_fetch_and_add(&pair->closed, 1);
 	__sync_fetch_and_add(&pair->life_ns, bpf_ktime_get_ns() - s->born_ns);
-	if (s->sent_messages + s->tcp_messages + messages_of_peer(s) <= BRIEF_MESSAGES)
+	if (s->sent_messages + s->tcp_messages + messages_of_passive(s) <= BRIEF_MESSAGES)
 		__sync_fetch_and_add(&pair->brief, 1);
 }
 

@@ -45,11 +45,12 @@ static __always_inline void by_tcp(struct accel_stream *s, __u32 why)
 	tell(s);
 }
 
+/* Only what the pair's own way of sending has brought about is learned from. */
 static __always_inline void spill(struct accel_stream *s, __u32 why)
 {
 	struct accel_pair *pair = bpf_map_lookup_elem(&accel_pairs, &s->pair);
 
-	if (pair)
+	if (pair && why == ACCEL_SPILL_LIMIT)
 		__sync_fetch_and_add(&pair->spills, 1);
 	by_tcp(s, why);
 }
@@ -111,6 +112,15 @@ static __always_inline int find_peer(struct accel_stream *s)
 	return s->peer != 0;
 }
 
+/* Learned from at once: being in the map at all can wake a blocking receive with EAGAIN. */
+static __always_inline void tell_blocking(const struct accel_stream *s)
+{
+	struct accel_pair *pair = bpf_map_lookup_elem(&accel_pairs, &s->pair);
+
+	if (pair)
+		__sync_fetch_and_add(&pair->turned_blocking, 1);
+}
+
 /* Has the other end sent anything the short way? Then it may be unread here. */
 static __always_inline int peer_has_sent(struct accel_stream *s)
 {
@@ -151,6 +161,7 @@ static __always_inline int may_become_short(struct accel_stream *s, const struct
 	if ((guards & GUARD_NONBLOCKING) && !nonblocking) {
 		if (!known)
 			return not_yet(s, ACCEL_PEER_UNKNOWN);
+		tell_blocking(s);
 		by_tcp(s, ACCEL_ACCEPTOR_BLOCKING);
 		return 0;
 	}
@@ -166,15 +177,6 @@ static __always_inline int may_become_short(struct accel_stream *s, const struct
 	return 1;
 }
 
-static __always_inline void turned_blocking(struct accel_stream *s)
-{
-	struct accel_pair *pair = bpf_map_lookup_elem(&accel_pairs, &s->pair);
-
-	if (pair)
-		__sync_fetch_and_add(&pair->turned_blocking, 1);
-	s->wants_tcp = ACCEL_TURNED_BLOCKING;
-}
-
 /* What has changed since the direction was decided; 0: nothing that matters. */
 static __always_inline __u32 has_changed(struct bpf_sock *sk, struct accel_stream *s,
 					 const struct tcp_sock *tp)
@@ -188,8 +190,10 @@ static __always_inline __u32 has_changed(struct bpf_sock *sk, struct accel_strea
 	if (is_stopped())
 		return ACCEL_STOPPED;
 	why = sender_wants_tcp(tp);
-	if (why == ACCEL_TURNED_BLOCKING)
-		turned_blocking(s);
+	if (why == ACCEL_TURNED_BLOCKING) {
+		tell_blocking(s);
+		s->wants_tcp = why;
+	}
 	if (why)
 		return why;
 	if (s->way != WAY_SHORT || !(guards & GUARD_STATE))
@@ -235,6 +239,9 @@ static __always_inline int choose_way(struct sk_msg_md *msg, struct bpf_sock *sk
 	tell_sometimes(s);
 	return SK_PASS;
 tcp:
+	/* What was claimed before a spill is given back once it has been read. */
+	if (s->claimed && is_all_read(s))
+		claim_release(s);
 	s->tcp_messages++;
 	s->tcp_bytes += size;
 	tell_sometimes(s);

@@ -15,6 +15,7 @@ enum {
 	ID_MAX_BYTES = 256,
 	IF_NAME_MAX_BYTES = 15, /* IFNAMSIZ - 1 */
 	IPS_MAX = 64,
+	ADVISE_SECONDS_MAX = 3600,
 	PART_OVERHEAD = 64, /* {"v":1,"more":false,"part":""}, generously */
 };
 
@@ -87,6 +88,7 @@ void agent_request_done(struct agent_request *req)
 	}
 	free(req->valid);
 	free(req->interface);
+	free(req->advise);
 	*req = (struct agent_request){.uid = -1, .gid = -1};
 }
 
@@ -124,6 +126,15 @@ static const char *check_if_name(const char *value)
 static const char *check_plain_name(const char *value)
 {
 	return strchr(value, '/') ? "a name has no \"/\"" : NULL;
+}
+
+static const char *check_workload(const char *value)
+{
+	const char *slash = strchr(value, '/');
+
+	return slash && slash != value && slash[1] && !strchr(slash + 1, '/')
+		       ? NULL
+		       : "not NAMESPACE/NAME";
 }
 
 static const char *check_cgroup(const char *value)
@@ -372,6 +383,19 @@ static int decode_explain(const json_t *body, struct agent_request *req, struct 
 	return r;
 }
 
+static int decode_accelerate(const json_t *body, struct agent_request *req, struct error *err)
+{
+	json_int_t seconds = 0;
+	int r;
+
+	r = take_string(body, "advise", "", 2 * NAME_MAX_BYTES + 1, check_workload, &req->advise,
+			err);
+	if (r == 0)
+		r = json_get_integer(body, "seconds", "", 1, ADVISE_SECONDS_MAX, &seconds, err);
+	req->advise_seconds = (unsigned)seconds;
+	return r;
+}
+
 static int decode_body(const json_t *body, struct agent_request *req, struct error *err)
 {
 	int r;
@@ -403,6 +427,8 @@ static int decode_body(const json_t *body, struct agent_request *req, struct err
 		r = decode_valid(body, req, err);
 	if (r == 0 && req->op == AGENT_EXPLAIN)
 		r = decode_explain(body, req, err);
+	if (r == 0 && req->op == AGENT_ACCELERATE)
+		r = decode_accelerate(body, req, err);
 	return r;
 }
 
@@ -549,6 +575,15 @@ static int put_explain(json_t *body, const struct agent_request *req, struct err
 	return r;
 }
 
+static int put_accelerate(json_t *body, const struct agent_request *req, struct error *err)
+{
+	int r = put_string(body, "advise", req->advise, err);
+
+	if (r == 0 && req->advise_seconds)
+		r = put(body, "seconds", json_integer(req->advise_seconds), err);
+	return r;
+}
+
 static int encode_body(json_t *body, const struct agent_request *req, struct error *err)
 {
 	int version = req->version ? req->version : AGENT_PROTOCOL_VERSION;
@@ -577,6 +612,8 @@ static int encode_body(json_t *body, const struct agent_request *req, struct err
 		r = put_valid(body, req, err);
 	if (r == 0 && req->op == AGENT_EXPLAIN)
 		r = put_explain(body, req, err);
+	if (r == 0 && req->op == AGENT_ACCELERATE)
+		r = put_accelerate(body, req, err);
 	return r;
 }
 

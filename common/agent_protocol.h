@@ -93,6 +93,10 @@ struct agent_request {
 	bool udp;
 	int64_t uid, gid; /* -1: not given */
 	char *interface;  /* it leaves by; NULL: not given */
+
+	/* accelerate */
+	char *advise;		 /* the workload to watch, "NAMESPACE/NAME"; NULL: only tell */
+	unsigned advise_seconds; /* 0: not given */
 };
 
 /* Frees what it holds, not the struct; fine on a zeroed one. */

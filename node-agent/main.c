@@ -5,6 +5,7 @@
  * before it, and then serves <run-dir>/agent.sock from one epoll loop until it is told to end.
  * What it did to the kernel stays when it ends: pods stay redirected.
  */
+#include "accelerate.h"
 #include "agent_protocol.h"
 #include "agent_server.h"
 #include "cgroup.h"
@@ -21,6 +22,7 @@
 #include "run_dir.h"
 #include "scoped.h"
 #include "uninstall.h"
+#include "workload_advice.h"
 
 #include <cap-ng.h>
 #include <errno.h>
@@ -50,8 +52,10 @@ struct agent {
 	int lock_fd, signal_fd;
 	struct event_loop *loop;
 	struct redirect *redirect;
+	struct accelerate *accelerate;
 	struct registration *registration;
 	struct agent_server *server;
+	struct workload_advice *advice;
 	struct queries queries;
 	bool round_waits; /* for its next slice */
 };
@@ -102,9 +106,12 @@ static void on_slice(void *arg)
 static void on_reconcile(void *arg)
 {
 	struct agent *agent = arg;
+	struct accelerate_host host;
 
 	if (!agent->round_waits)
 		reconcile_slice(agent);
+	if (redirect_accelerate_host(agent->redirect, &host))
+		accelerate_heal(agent->accelerate, &host);
 }
 
 static void on_signal(int fd, uint32_t events, void *arg)
@@ -265,6 +272,15 @@ static void log_missing_facilities(const struct agent *agent)
 	kernel_probe_free(probe);
 }
 
+static int start_accelerator(struct agent *agent, struct error *err)
+{
+	struct accelerate_host host;
+	bool found = redirect_accelerate_host(agent->redirect, &host);
+
+	return accelerate_open(&agent->options.accelerate, found ? &host : NULL, agent->loop,
+			       &agent->accelerate, err);
+}
+
 static int start(struct agent *agent, struct error *err)
 {
 	const struct options *options = &agent->options;
@@ -289,14 +305,25 @@ static int start(struct agent *agent, struct error *err)
 			log_missing_facilities(agent);
 		return r;
 	}
+	r = start_accelerator(agent, err);
+	if (r)
+		return r;
 	with_engine.redirect = agent->redirect;
+	with_engine.accelerate = agent->accelerate;
 	r = registration_open(&with_engine, &agent->registration, err);
+	if (r)
+		return r;
+	accelerate_pods_settle(agent->accelerate);
+	r = workload_advice_new(agent->loop, agent->registration, agent->accelerate, &agent->advice,
+				err);
 	if (r)
 		return r;
 	clock_gettime(CLOCK_BOOTTIME, &now);
 	agent->queries = (struct queries){.options = options,
 					  .registration = agent->registration,
 					  .redirect = agent->redirect,
+					  .accelerate = agent->accelerate,
+					  .advice = agent->advice,
 					  .attach_dir = agent->attach_dir,
 					  .started_s = now.tv_sec};
 	r = event_loop_add_timer(agent->loop, SWEEP_PERIOD_MS, SWEEP_PERIOD_MS, on_sweep, agent,
@@ -351,7 +378,9 @@ static int run(struct agent *agent, struct error *err)
 static void stop(struct agent *agent)
 {
 	agent_server_close(agent->server);
+	workload_advice_free(agent->advice);
 	registration_close(agent->registration);
+	accelerate_close(agent->accelerate);
 	redirect_close(agent->redirect);
 	event_loop_free(agent->loop);
 	scoped_close(&agent->signal_fd);

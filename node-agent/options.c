@@ -18,6 +18,7 @@ enum {
 	CONFIG_FILE_MAX = 1024 * 1024,
 	OPTION_TEXT_MAX = 64 * 1024,
 	ENV_NAME_MAX = 64,
+	NUMBER_DIGITS_MAX = 15,
 };
 
 #define ENV_PREFIX "SOCKMESH_"
@@ -62,11 +63,69 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 				     "has rules, else nft, else the plain name"},
 	[OPTION_ACCELERATE] = {.name = "accelerate",
 			       .type = TYPE_CHOICE,
-			       .initial = "off",
+			       .initial = "auto",
 			       .choices = "off|proxy|auto|full-advised|full",
-			       .no_effect = "the accelerator is not built yet: "
-					    "connections are redirected and nothing more",
-			       .help = "shorten the path between two sockets of this node"},
+			       .help = "shorten the path between two sockets of this node: hops "
+				       "between proxies (proxy), also between applications and "
+				       "their proxies (full); auto: proxy where this kernel does "
+				       "it right, full for pods that ask"},
+	[OPTION_ACCELERATE_LEARNING] = {.name = "accelerate-learning",
+					.type = TYPE_YES_NO,
+					.initial = "yes",
+					.help = "leave connections alone for which the short way "
+						"has not paid"},
+	[OPTION_ACCELERATE_MAX_SOCKETS] = {.name = "accelerate-max-sockets",
+					   .type = TYPE_NUMBER,
+					   .initial = "32768",
+					   .argument = "N",
+					   .min = 2,
+					   .max = 1048576,
+					   .help = "sockets that may go the short way at once; "
+						   "further ones go by TCP"},
+	[OPTION_ACCELERATE_MAX_SOCKETS_PER_POD] = {.name = "accelerate-max-sockets-per-pod",
+						   .type = TYPE_NUMBER,
+						   .initial = "4096",
+						   .argument = "N",
+						   .min = 2,
+						   .max = 1048576,
+						   .help = "the same, of one pod"},
+	[OPTION_ACCELERATE_MAX_BYTES] =
+		{.name = "accelerate-max-bytes",
+		 .type = TYPE_NUMBER,
+		 .initial = "4194304",
+		 .argument = "BYTES",
+		 .min = 4096,
+		 .max = 1073741824,
+		 .help = "sent the short way and not read yet, in one "
+			 "direction of one connection; then it goes by TCP"},
+	[OPTION_ACCELERATE_MAX_MESSAGES] = {.name = "accelerate-max-messages",
+					    .type = TYPE_NUMBER,
+					    .initial = "1024",
+					    .argument = "N",
+					    .min = 1,
+					    .max = 1048576,
+					    .help = "the same, counted in sends"},
+	[OPTION_ACCELERATE_BUDGET] = {.name = "accelerate-budget",
+				      .type = TYPE_NUMBER,
+				      .initial = "268435456",
+				      .argument = "BYTES",
+				      .min = 0,
+				      .max = 1099511627776,
+				      .help = "kernel memory of the node for what is not read yet, "
+					      "beyond a small allowance for each connection"},
+	[OPTION_ACCELERATE_POD_BUDGET] = {.name = "accelerate-pod-budget",
+					  .type = TYPE_NUMBER,
+					  .initial = "67108864",
+					  .argument = "BYTES",
+					  .min = 0,
+					  .max = 1099511627776,
+					  .help = "the same, of one pod"},
+	[OPTION_ACCELERATE_IGNORE_KNOWN_BUGS] =
+		{.name = "accelerate-ignore-known-bugs",
+		 .type = TYPE_YES_NO,
+		 .initial = "no",
+		 .help = "accelerate also on a kernel release that is known to have a "
+			 "memory-safety bug there: for one that has the fix all the same"},
 	[OPTION_MESH] = {.name = "mesh",
 			 .type = TYPE_CHOICE,
 			 .initial = "istio",
@@ -630,7 +689,8 @@ static int parse_number(const struct options *options, enum option_id id, unsign
 	char why[96];
 
 	snprintf(why, sizeof(why), "not a whole number from %llu to %llu", spec->min, spec->max);
-	if (!*text || strlen(text) > 10 || strspn(text, "0123456789") != strlen(text))
+	if (!*text || strlen(text) > NUMBER_DIGITS_MAX ||
+	    strspn(text, "0123456789") != strlen(text))
 		return value_error(options, id, why, err);
 	for (const char *p = text; *p; p++)
 		value = value * 10 + (unsigned)(*p - '0');
@@ -720,6 +780,11 @@ static uint32_t number_of(const struct options *options, enum option_id id, uint
 	return *text ? (uint32_t)strtoul(text, NULL, 10) : absent;
 }
 
+static uint64_t number64_of(const struct options *options, enum option_id id)
+{
+	return strtoull(options->text[id], NULL, 10);
+}
+
 static bool is_set(const struct options *options, enum option_id id)
 {
 	return *options->text[id] != '\0';
@@ -803,7 +868,8 @@ static int resolve_mesh(struct options *options, struct error *err)
 	for (int i = 0; i < MESH_COUNT_; i++)
 		if (!strcmp(mesh_presets[i].name, options->text[OPTION_MESH]))
 			*mesh = mesh_presets[i];
-	if (!strcmp(options->text[OPTION_MESH], "custom"))
+	options->accelerate.unknown_proxy = !strcmp(options->text[OPTION_MESH], "custom");
+	if (options->accelerate.unknown_proxy)
 		return resolve_custom_mesh(options, mesh, err);
 	for (size_t i = 0; i < sizeof(custom_only) / sizeof(custom_only[0]); i++)
 		if (is_set(options, custom_only[i]))
@@ -852,6 +918,32 @@ static int resolve_redirect(struct options *options, struct error *err)
 	return 0;
 }
 
+static int resolve_accelerate(struct options *options, struct error *err)
+{
+	struct accelerate_config *a = &options->accelerate;
+
+	/* A choice that check_value() has passed. */
+	accelerate_policy_parse(options->text[OPTION_ACCELERATE], &a->policy);
+	a->learning = !strcmp(options->text[OPTION_ACCELERATE_LEARNING], "yes");
+	a->ignore_known_bugs = !strcmp(options->text[OPTION_ACCELERATE_IGNORE_KNOWN_BUGS], "yes");
+	a->max_sockets = number_of(options, OPTION_ACCELERATE_MAX_SOCKETS, 0);
+	a->max_sockets_per_pod = number_of(options, OPTION_ACCELERATE_MAX_SOCKETS_PER_POD, 0);
+	a->max_bytes = number_of(options, OPTION_ACCELERATE_MAX_BYTES, 0);
+	a->max_messages = number_of(options, OPTION_ACCELERATE_MAX_MESSAGES, 0);
+	a->budget = number64_of(options, OPTION_ACCELERATE_BUDGET);
+	a->pod_budget = number64_of(options, OPTION_ACCELERATE_POD_BUDGET);
+	a->max_pods = options->redirect.max_pods;
+	a->bpffs_dir = options->redirect.bpffs_dir;
+	a->state_dir = options->run_dir;
+	if (a->max_sockets_per_pod > a->max_sockets)
+		return value_error(options, OPTION_ACCELERATE_MAX_SOCKETS_PER_POD,
+				   "more than --accelerate-max-sockets", err);
+	if (a->pod_budget > a->budget)
+		return value_error(options, OPTION_ACCELERATE_POD_BUDGET,
+				   "more than --accelerate-budget", err);
+	return 0;
+}
+
 static int resolve_rest(struct options *options, struct error *err)
 {
 	struct policy_config *policy = &options->policy;
@@ -892,6 +984,8 @@ int options_resolve(struct options *options, struct error *err)
 		r = resolve_directories(options, err);
 	if (!r)
 		r = resolve_redirect(options, err);
+	if (!r)
+		r = resolve_accelerate(options, err);
 	if (!r)
 		r = resolve_rest(options, err);
 	return r;

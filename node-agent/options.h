@@ -7,6 +7,7 @@
  * default, help) feeds the parser, --help and --dump-config. A flag beats the environment, which
  * beats the file, which beats the default. Constant once parsed.
  */
+#include "accelerate.h"
 #include "log.h"
 #include "pod_policy.h"
 #include "redirect.h"
@@ -21,6 +22,14 @@ enum option_id {
 	OPTION_MODE,
 	OPTION_IPTABLES,
 	OPTION_ACCELERATE,
+	OPTION_ACCELERATE_LEARNING,
+	OPTION_ACCELERATE_MAX_SOCKETS,
+	OPTION_ACCELERATE_MAX_SOCKETS_PER_POD,
+	OPTION_ACCELERATE_MAX_BYTES,
+	OPTION_ACCELERATE_MAX_MESSAGES,
+	OPTION_ACCELERATE_BUDGET,
+	OPTION_ACCELERATE_POD_BUDGET,
+	OPTION_ACCELERATE_IGNORE_KNOWN_BUGS,
 	OPTION_MESH,
 	OPTION_OUTBOUND_PORT,
 	OPTION_INBOUND_PORT,
@@ -76,6 +85,7 @@ struct options {
 	/* What the texts mean; strings are borrowed from text[] or from the lists below. */
 	struct redirect_config redirect;
 	struct policy_config policy;
+	struct accelerate_config accelerate;
 	const char *run_dir;
 	bool cgroup_root_given;
 	bool kubernetes_auto;

@@ -41,6 +41,7 @@ struct accelerate_config {
 	enum accelerate_policy policy;
 	bool learning;		/* --accelerate-learning; without it nothing is ever left alone */
 	bool ignore_known_bugs; /* --accelerate-ignore-known-bugs: of the table of releases */
+	bool unknown_proxy;	/* --mesh custom: auto leaves pods that do not ask alone */
 	uint32_t max_pods;
 	uint32_t max_sockets, max_sockets_per_pod; /* in the map */
 	uint32_t max_bytes, max_messages; /* outstanding in one direction of one connection */
@@ -82,21 +83,38 @@ void accelerate_close(struct accelerate *a); /* NULL is fine; what is pinned goe
 int accelerate_pod_set(struct accelerate *a, const struct accelerate_pod *pod, struct error *err);
 void accelerate_pod_remove(struct accelerate *a, uint64_t cookie);
 
+/*
+ * settle: once the pods that an agent starts with are set, what earlier agents left of others goes.
+ * heal: now and then; the programs are on the engine's cgroup, which may be another one by now.
+ */
+void accelerate_pods_settle(struct accelerate *a);
+void accelerate_heal(struct accelerate *a, const struct accelerate_host *host);
+
 /* "off", "proxy" or "full", what new connections of the pod may have at most; "off" if unknown. */
 const char *accelerate_pod_level(const struct accelerate *a, uint64_t cookie);
 const char *accelerate_pod_reason(const struct accelerate *a, uint64_t cookie); /* NULL: unknown */
 
 /*
- * {"policy","level":"off"|"proxy"|"full" (the most that a pod may get
- * here),"reason","learning":bool,
- * "sockets":N,"claimed":bytes,"limits":{...},"events":{"<event>":N,...}}. New references; NULL
- * without memory.
+ * What the adviser found about a workload, for --accelerate full-advised: kept in
+ * <state_dir>/accelerate.json with its words (a reference is taken), and the workload's pods get
+ * their level anew.
+ */
+int accelerate_workload_clear(struct accelerate *a, const char *workload, bool cleared,
+			      json_t *advice, struct error *err);
+
+/*
+ * New references; NULL without memory.
+ *
+ * {"policy","level":"off"|"proxy"|"full" (the most that a pod may get here),"reason",
+ *  "learning":bool,"sockets":N,"claimed":bytes,
+ *  "retiring":N (of earlier agents' versions that still have sockets),
+ *  "limits":{...},"events":{"<event>":N,...}}
  */
 json_t *accelerate_json(struct accelerate *a);
 /* [{"workload","peer","port","leg","verdict":"short"|"left-alone","why","until",...sums}] */
 json_t *accelerate_pairs_json(struct accelerate *a);
-json_t *
-accelerate_probe_json(struct accelerate *a); /* accelerate_probe.h's result, NULL: not run */
+/* accelerate_probe.h's result; NULL: the probe was not run */
+json_t *accelerate_probe_json(struct accelerate *a);
 
 /* Everything that any agent left under bpffs_dir, without an open one; see docs/architecture.md. */
 int accelerate_uninstall(const char *bpffs_dir, struct error *err);

@@ -32,12 +32,15 @@ struct ctl_options {
 	int64_t uid, gid; /* -1: not given */
 	bool udp;
 	const char *interface; /* NULL: not given */
+	const char *advise;    /* "NAMESPACE/NAME" of a workload; NULL: not given */
+	unsigned seconds;      /* 0: not given */
 };
 
 enum ctl_option_set { /* which options a verb takes besides the common ones */
 		      CTL_TAKES_NOTHING = 0,
 		      CTL_TAKES_POD_ARGUMENT = 1 << 0,
 		      CTL_TAKES_FLOW = 1 << 1,
+		      CTL_TAKES_ADVICE = 1 << 2,
 };
 
 struct ctl_verb {
@@ -51,9 +54,14 @@ struct ctl_verb {
 	/* The exit status of an ok answer, and the answer for people. */
 	enum ctl_exit (*status)(const json_t *answer);
 	void (*show)(const struct ctl_options *opt, const json_t *answer, struct ctl_out *out);
+	/*
+	 * For answers that take longer than a request may: how many seconds are left at most, and
+	 * in words what is waited for; 0: this is the answer. NULL: every answer is.
+	 */
+	unsigned (*left_s)(const json_t *answer, char *ret_what, size_t size);
 };
 
-extern const struct ctl_verb ctl_status, ctl_pods, ctl_pod, ctl_explain, ctl_probe;
+extern const struct ctl_verb ctl_status, ctl_pods, ctl_pod, ctl_explain, ctl_probe, ctl_accelerate;
 
 /* For verbs whose answer, when there is one, is always a yes. */
 enum ctl_exit ctl_always_ok(const json_t *answer);

@@ -79,6 +79,16 @@ static void show_engine(struct ctl_out *out, const json_t *pod)
 			  "%s, for connections from before the pod moved", draining);
 }
 
+static void show_acceleration(struct ctl_out *out, const json_t *pod)
+{
+	const char *reason = ctl_string(pod, "accelerateReason", NULL);
+
+	if (!reason) /* a skipped pod, another engine's, or an agent from before it */
+		return;
+	ctl_field(out, "Accelerated", CTL_PLAIN, "%s: %s", ctl_string(pod, "accelerate", "off"),
+		  reason);
+}
+
 static void show_attachment(struct ctl_out *out, const json_t *pod)
 {
 	scoped_free char *ips = ctl_join(json_object_get(pod, "ips"));
@@ -90,6 +100,7 @@ static void show_attachment(struct ctl_out *out, const json_t *pod)
 		  decision);
 	ctl_field(out, "Why", CTL_PLAIN, "%s", ctl_string(pod, "reason", ""));
 	show_engine(out, pod);
+	show_acceleration(out, pod);
 	ctl_field(out, "Addresses", CTL_PLAIN, "%s", ips ? ips : "");
 	ctl_field(out, "Since", CTL_PLAIN, "%s", ctl_string(pod, "since", ""));
 	ctl_field(out, "Uid", CTL_PLAIN, "%s", ctl_string(pod, "uid", ""));

@@ -4,6 +4,8 @@
 #include "ctl_print.h"
 #include "scoped.h"
 
+#include <string.h>
+
 static int request(const struct ctl_options *opt, struct agent_request *req, struct error *err)
 {
 	(void)opt;
@@ -106,6 +108,55 @@ static void show_foreign(struct ctl_out *out, const json_t *programs)
 	ctl_table_print(table, out);
 }
 
+static enum ctl_style finding_style(const char *finding, const char *decides)
+{
+	if (!strcmp(finding, "as-tcp"))
+		return CTL_GOOD;
+	if (!strcmp(decides, "proxy"))
+		return CTL_BAD;
+	return strcmp(decides, "full") != 0 ? CTL_DIM : CTL_WARN;
+}
+
+/* In words of its own, as it stands between two others. */
+static const char *decides_text(const char *decides)
+{
+	if (!strcmp(decides, "proxy"))
+		return "the accelerator";
+	return strcmp(decides, "full") != 0 ? "nothing" : "warned of for full";
+}
+
+static void add_test(struct ctl_table *table, const json_t *test)
+{
+	const char *finding = ctl_string(test, "finding", "");
+	const char *decides = ctl_string(test, "decides", "");
+
+	ctl_table_cell(table, CTL_PLAIN, "  %s", ctl_string(test, "name", ""));
+	ctl_table_cell(table, finding_style(finding, decides), "%s", finding);
+	ctl_table_cell(table, CTL_PLAIN, "%s", decides_text(decides));
+	ctl_table_cell(table, CTL_PLAIN, "%s", ctl_string(test, "detail", ""));
+}
+
+static void show_accelerator(struct ctl_out *out, const json_t *accelerator)
+{
+	static const char *const headings[] = {"  TEST", "FINDING", "DECIDES", "SEEN"};
+	enum { N_COLUMNS = sizeof(headings) / sizeof(*headings) };
+	scoped(ctl_table_free_at) struct ctl_table *table = NULL;
+	const char *level = ctl_string(accelerator, "level", "off");
+	const char *known_bug = ctl_string(accelerator, "knownBug", "");
+	json_t *test;
+	size_t i;
+
+	ctl_heading(out, "What this kernel's sockmap does where it may differ from TCP");
+	ctl_field(out, "Allows", strcmp(level, "off") != 0 ? CTL_GOOD : CTL_BAD, "%s", level);
+	ctl_field(out, "Because", CTL_PLAIN, "%s", ctl_string(accelerator, "reason", ""));
+	if (*known_bug)
+		ctl_field(out, "Known bug", CTL_BAD, "%s", known_bug);
+	table = ctl_table_new(headings, N_COLUMNS);
+	json_array_foreach (json_object_get(accelerator, "tests"), i, test)
+		add_test(table, test);
+	ctl_table_print(table, out);
+}
+
 static void show(const struct ctl_options *opt, const json_t *answer, struct ctl_out *out)
 {
 	const json_t *probe = json_object_get(answer, "probe");
@@ -119,6 +170,9 @@ static void show(const struct ctl_options *opt, const json_t *answer, struct ctl
 	ctl_field(out, "Attaches to", CTL_PLAIN, "%s", ctl_string(probe, "cgroup", ""));
 	show_facilities(out, json_object_get(probe, "facilities"));
 	show_foreign(out, json_object_get(probe, "foreign"));
+	/* Neither an agent of an earlier version nor one that did not try has it. */
+	if (json_object_get(answer, "accelerate"))
+		show_accelerator(out, json_object_get(answer, "accelerate"));
 }
 
 const struct ctl_verb ctl_probe = {

@@ -3,6 +3,8 @@
 #include "ctl.h"
 #include "ctl_print.h"
 
+#include <string.h>
+
 static int request(const struct ctl_options *opt, struct agent_request *req, struct error *err)
 {
 	(void)opt;
@@ -88,6 +90,26 @@ static void show_pods(struct ctl_out *out, const json_t *pods)
 			  orphaned);
 }
 
+static void show_accelerator(struct ctl_out *out, const json_t *accelerate)
+{
+	const char *level = ctl_string(accelerate, "level", NULL);
+	json_int_t retiring = ctl_integer(accelerate, "retiring", 0);
+	bool off = level && !strcmp(level, "off");
+	bool wanted = strcmp(ctl_string(accelerate, "policy", "off"), "off") != 0;
+
+	if (!level) /* an agent from before it */
+		return;
+	ctl_field(out, "Accelerator", off && wanted ? CTL_WARN : CTL_PLAIN, "%s%s%s",
+		  off ? "" : "up to ", level, off && wanted ? ", although it is asked for" : "");
+	ctl_field(out, "", CTL_PLAIN, "%s", ctl_string(accelerate, "reason", ""));
+	if (!off)
+		ctl_field(out, "", CTL_PLAIN, "%" JSON_INTEGER_FORMAT " sockets now",
+			  ctl_integer(accelerate, "sockets", 0));
+	if (retiring)
+		ctl_field(out, "", CTL_WARN,
+			  "an earlier one has stopped, and goes when its last socket is closed");
+}
+
 static void show(const struct ctl_options *opt, const json_t *answer, struct ctl_out *out)
 {
 	const json_t *counters = json_object_get(answer, "counters");
@@ -104,6 +126,7 @@ static void show(const struct ctl_options *opt, const json_t *answer, struct ctl
 	ctl_field(out, "Run directory", CTL_PLAIN, "%s", ctl_string(answer, "runDir", ""));
 	ctl_field(out, "Pins", CTL_PLAIN, "%s", ctl_string(answer, "bpffsDir", ""));
 	ctl_field(out, "Cgroup", CTL_PLAIN, "%s", ctl_string(answer, "cgroup", ""));
+	show_accelerator(out, json_object_get(answer, "accelerate"));
 	show_changes(out, counters);
 	if (json_is_integer(json_object_get(counters, "handovers")))
 		ctl_field(out, "Hand-overs", CTL_PLAIN, "%" JSON_INTEGER_FORMAT " under way",

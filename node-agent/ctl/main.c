@@ -5,10 +5,12 @@
 #include "ctl_print.h"
 #include "error.h"
 #include "json.h"
+#include "monotonic.h"
 #include "scoped.h"
 
 #include <errno.h>
 #include <getopt.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,9 +18,11 @@
 #define DEFAULT_TIMEOUT_MS 10000
 #define ID_MAX		   4294967294 /* the highest is "no id" to the kernel */
 #define TIMEOUT_MS_MAX	   3600000
+#define ADVISE_SECONDS_MAX 3600
+#define ASK_AGAIN_MS	   1000
 
-static const struct ctl_verb *const verbs[] = {&ctl_status, &ctl_pods, &ctl_pod, &ctl_explain,
-					       &ctl_probe};
+static const struct ctl_verb *const verbs[] = {&ctl_status,  &ctl_pods,	 &ctl_pod,
+					       &ctl_explain, &ctl_probe, &ctl_accelerate};
 enum { N_VERBS = sizeof(verbs) / sizeof(const struct ctl_verb *) };
 
 /* ---- options: one table for the parser and for --help ------------------------------------------
@@ -36,6 +40,8 @@ enum option_id {
 	OPT_GID,
 	OPT_UDP,
 	OPT_INTERFACE,
+	OPT_ADVISE,
+	OPT_SECONDS,
 };
 
 struct option_row {
@@ -43,24 +49,28 @@ struct option_row {
 	const char *environment;  /* NULL: none */
 	const char *help;
 	enum option_id id;
-	bool flow_only; /* only for verbs that take a connection */
+	enum ctl_option_set set; /* only for verbs that take it; CTL_TAKES_NOTHING: for all */
 };
 
 static const struct option_row options[] = {
 	{"output", "text|json", "SOCKMESH_OUTPUT", "text for people (default), or one JSON object",
-	 OPT_OUTPUT, false},
+	 OPT_OUTPUT, CTL_TAKES_NOTHING},
 	{"run-dir", "DIR", "SOCKMESH_RUN_DIR", "where the agent's socket is (" DEFAULT_RUN_DIR ")",
-	 OPT_RUN_DIR, false},
+	 OPT_RUN_DIR, CTL_TAKES_NOTHING},
 	{"timeout-ms", "N", "SOCKMESH_TIMEOUT_MS", "how long to wait for the agent (10000)",
-	 OPT_TIMEOUT_MS, false},
-	{"pod", "NS/NAME", NULL, "the pod that opens the connection", OPT_POD, true},
-	{"to", "ADDR:PORT", NULL, "where to; IPv6 as [::1]:80", OPT_TO, true},
-	{"uid", "N", NULL, "the opener's user id, as seen in the pod", OPT_UID, true},
-	{"gid", "N", NULL, "the opener's group id", OPT_GID, true},
-	{"udp", NULL, NULL, "a datagram, not a TCP connection", OPT_UDP, true},
-	{"interface", "NAME", NULL, "the interface that it leaves by", OPT_INTERFACE, true},
-	{"help", NULL, NULL, "this text", OPT_HELP, false},
-	{"version", NULL, NULL, "the version", OPT_VERSION, false},
+	 OPT_TIMEOUT_MS, CTL_TAKES_NOTHING},
+	{"pod", "NS/NAME", NULL, "the pod that opens the connection", OPT_POD, CTL_TAKES_FLOW},
+	{"to", "ADDR:PORT", NULL, "where to; IPv6 as [::1]:80", OPT_TO, CTL_TAKES_FLOW},
+	{"uid", "N", NULL, "the opener's user id, as seen in the pod", OPT_UID, CTL_TAKES_FLOW},
+	{"gid", "N", NULL, "the opener's group id", OPT_GID, CTL_TAKES_FLOW},
+	{"udp", NULL, NULL, "a datagram, not a TCP connection", OPT_UDP, CTL_TAKES_FLOW},
+	{"interface", "NAME", NULL, "the interface that it leaves by", OPT_INTERFACE,
+	 CTL_TAKES_FLOW},
+	{"advise", "NS/NAME", NULL, "watch this workload: is full safe for it?", OPT_ADVISE,
+	 CTL_TAKES_ADVICE},
+	{"seconds", "N", NULL, "for so long (60)", OPT_SECONDS, CTL_TAKES_ADVICE},
+	{"help", NULL, NULL, "this text", OPT_HELP, CTL_TAKES_NOTHING},
+	{"version", NULL, NULL, "the version", OPT_VERSION, CTL_TAKES_NOTHING},
 };
 enum { N_OPTIONS = sizeof(options) / sizeof(*options) };
 
@@ -68,7 +78,7 @@ struct command_line {
 	struct ctl_options opt;
 	const struct ctl_verb *verb;
 	bool help, version;
-	const char *flow_option; /* the last one given, for the message */
+	bool given[N_OPTIONS];
 };
 
 static void print_help(FILE *file)
@@ -162,6 +172,13 @@ static int set_option(struct command_line *cl, const struct option_row *row, con
 	case OPT_INTERFACE:
 		cl->opt.interface = value;
 		break;
+	case OPT_ADVISE:
+		cl->opt.advise = value;
+		break;
+	case OPT_SECONDS:
+		r = parse_number(where, value, 1, ADVISE_SECONDS_MAX, &number, err);
+		cl->opt.seconds = (unsigned)number;
+		break;
 	case OPT_HELP:
 		cl->help = true;
 		break;
@@ -169,8 +186,7 @@ static int set_option(struct command_line *cl, const struct option_row *row, con
 		cl->version = true;
 		break;
 	}
-	if (row->flow_only)
-		cl->flow_option = row->name;
+	cl->given[row - options] = true;
 	return r;
 }
 
@@ -240,9 +256,10 @@ static int read_verb(struct command_line *cl, int argc, char **argv, struct erro
 	if (!cl->verb)
 		return error_set(err, EINVAL, "unknown command \"%s\"; see sockmeshctl --help",
 				 argv[optind]);
-	if (cl->flow_option && !(cl->verb->takes & CTL_TAKES_FLOW))
-		return error_set(err, EINVAL, "--%s does not go with %s", cl->flow_option,
-				 cl->verb->name);
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (cl->given[i] && (options[i].set & ~cl->verb->takes))
+			return error_set(err, EINVAL, "--%s does not go with %s", options[i].name,
+					 cl->verb->name);
 	wanted = cl->verb->takes & CTL_TAKES_POD_ARGUMENT ? 1 : 0;
 	if (n_arguments < wanted)
 		return error_set(err, EINVAL, "%s needs %s", cl->verb->name, cl->verb->arguments);
@@ -336,24 +353,66 @@ static enum ctl_exit show_answer(const struct command_line *cl, const struct age
 	return cl->verb->status(reply->body);
 }
 
+/* CTL_OK with a decoded reply; else it has been reported. */
+static enum ctl_exit ask_once(const struct ctl_options *opt, const char *request, size_t size,
+			      struct agent_reply *ret)
+{
+	scoped_free char *answer = NULL;
+	struct error err = {0};
+	size_t answer_size;
+
+	if (agent_call(opt->run_dir, request, size, -1, opt->timeout_ms, &answer, &answer_size,
+		       &err) < 0)
+		return report_call_failure(opt, &err);
+	if (agent_reply_decode(answer, answer_size, ret, &err) < 0) {
+		error_wrap(&err, "the agent's answer");
+		return report(opt, CTL_AGENT_ERROR, "bad-answer", err.text);
+	}
+	return CTL_OK;
+}
+
+/* One line that the next one overwrites, for whoever sits before a terminal. */
+static void show_progress(const char *what, unsigned left_s)
+{
+	scoped_free char *safe = ctl_escape(what);
+
+	if (isatty(STDERR_FILENO))
+		fprintf(stderr, left_s ? "\r\033[K%s, %u s left" : "\r\033[K",
+			safe ? safe : "waiting", left_s);
+}
+
 static enum ctl_exit ask(const struct command_line *cl, const struct agent_request *req)
 {
 	const struct ctl_options *opt = &cl->opt;
 	scoped(agent_reply_done) struct agent_reply reply = {0};
-	scoped_free char *request = NULL, *answer = NULL;
-	size_t request_size, answer_size;
+	scoped_free char *request = NULL;
 	struct error err = {0};
+	int64_t deadline_ms = 0;
+	size_t size;
 
-	if (agent_request_encode(req, &request, &request_size, &err) < 0)
+	if (agent_request_encode(req, &request, &size, &err) < 0)
 		return report(opt, CTL_USAGE, "bad-request", err.text);
-	if (agent_call(opt->run_dir, request, request_size, -1, opt->timeout_ms, &answer,
-		       &answer_size, &err) < 0)
-		return report_call_failure(opt, &err);
-	if (agent_reply_decode(answer, answer_size, &reply, &err) < 0) {
-		error_wrap(&err, "the agent's answer");
-		return report(opt, CTL_AGENT_ERROR, "bad-answer", err.text);
+	for (;;) {
+		enum ctl_exit status = ask_once(opt, request, size, &reply);
+		char what[640] = "";
+		unsigned left_s = 0;
+
+		if (status == CTL_OK && reply.ok && cl->verb->left_s)
+			left_s = cl->verb->left_s(reply.body, what, sizeof(what));
+		if (status != CTL_OK || deadline_ms || left_s)
+			show_progress(what, left_s);
+		if (status != CTL_OK)
+			return status;
+		if (!left_s)
+			return show_answer(cl, &reply);
+		if (!deadline_ms)
+			deadline_ms = monotonic_ms() + (int64_t)left_s * 1000 + opt->timeout_ms;
+		if (monotonic_ms() >= deadline_ms)
+			return report(opt, CTL_AGENT_ERROR, "bad-answer",
+				      "the agent was to be done by now, and is not");
+		agent_reply_done(&reply);
+		poll(NULL, 0, ASK_AGAIN_MS);
 	}
-	return show_answer(cl, &reply);
 }
 
 static enum ctl_exit run(int argc, char **argv)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "uninstall.h"
 
+#include "accelerate.h"
 #include "error.h"
 #include "log.h"
 #include "options.h"
@@ -22,9 +23,10 @@ static void free_pods(struct redirect_pod *pods, size_t n)
 int uninstall(const struct options *options, struct error *err)
 {
 	struct redirect_pod *pods = NULL;
+	struct error accelerator = {0};
 	scoped_fd int lock = -1;
 	size_t n = 0;
-	int r = run_dir_lock(options->run_dir, &lock, err);
+	int left, r = run_dir_lock(options->run_dir, &lock, err);
 
 	/* Without a run directory there may still be pins. */
 	if (r && r != -ENOENT)
@@ -35,7 +37,13 @@ int uninstall(const struct options *options, struct error *err)
 		log_error(LOG_WARN, err, "the state file does not tell which pods there are", NULL);
 		n = 0;
 	}
-	r = redirect_uninstall(&options->redirect, pods, n, err);
+	/* First: its pins are in the engine's directory. What it leaves must not keep the rest. */
+	left = accelerate_uninstall(options->redirect.bpffs_dir, &accelerator);
+	r = left == -EBUSY ? left : redirect_uninstall(&options->redirect, pods, n, err);
 	free_pods(pods, n);
+	if (left && (!r || r == left)) {
+		*err = accelerator;
+		r = left;
+	}
 	return r ? r : run_dir_remove(options->run_dir, err);
 }

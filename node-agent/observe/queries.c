@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "queries.h"
 
+#include "accelerate.h"
 #include "agent_protocol.h"
 #include "error.h"
 #include "json.h"
@@ -13,6 +14,7 @@
 #include "redirect.h"
 #include "registration.h"
 #include "scoped.h"
+#include "workload_advice.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -46,14 +48,15 @@ static json_t *status(const struct queries *q)
 	registration_count(q->registration, &counts);
 	return answer(json_pack(
 		"{s:s, s:s, s:s, s:I, s:{s:I, s:I, s:I, s:O?}, s:s, s:s, s:s, s:s, "
-		"s:o}",
+		"s:o, s:o}",
 		"version", SOCKMESH_VERSION, "engine", redirect_engine(q->redirect), "engineReason",
 		redirect_reason(q->redirect), "uptimeSeconds",
 		(json_int_t)(now.tv_sec - q->started_s), "pods", "redirected",
 		(json_int_t)counts.redirected, "skipped", (json_int_t)counts.skipped, "orphaned",
 		(json_int_t)counts.orphaned, "engines", json_object_get(counters, "engines"),
 		"runDir", q->options->run_dir, "bpffsDir", q->options->redirect.bpffs_dir, "cgroup",
-		q->attach_dir, "mesh", q->options->text[OPTION_MESH], "counters", counters));
+		q->attach_dir, "mesh", q->options->text[OPTION_MESH], "counters", counters,
+		"accelerate", accelerate_json(q->accelerate)));
 }
 
 /* ---- pods and pod --------------------------------------------------------------------------- */
@@ -92,14 +95,16 @@ static json_t *pod_json(const struct queries *q, const struct pod *pod)
 
 	snprintf(cookie, sizeof(cookie), "%" PRIu64, pod->cookie);
 	return json_pack("{s:s?, s:s?, s:s?, s:s, s:s, s:s, s:s, s:s, s:s?, s:o, s:b, s:o, s:s?, "
-			 "s:s, s:s?, s:s}",
+			 "s:s, s:s?, s:s, s:s, s:s?}",
 			 "namespace", pod->ns, "name", pod->name, "uid", pod->uid, "containerId",
 			 pod->container_id, "ifName", pod->if_name, "decision",
 			 redirected ? "redirect" : "skip", "reason", pod->reason ?: "", "engine",
 			 redirected ? redirect_pod_engine(q->redirect, pod->cookie) : "none",
 			 "engineReason", why_engine, "draining", draining_json(q, pod), "orphan",
 			 pod->orphan, "ips", ips_json(pod), "netns", pod->netns, "cookie", cookie,
-			 "cgroup", pod->cgroup, "since", pod_state_time(pod->since_s, since));
+			 "cgroup", pod->cgroup, "since", pod_state_time(pod->since_s, since),
+			 "accelerate", accelerate_pod_level(q->accelerate, pod->cookie),
+			 "accelerateReason", accelerate_pod_reason(q->accelerate, pod->cookie));
 }
 
 static json_t *pods(const struct queries *q)
@@ -320,12 +325,49 @@ static json_t *probe(const struct queries *q)
 					   error_format(&err, text, sizeof(text)));
 	/* Where it cannot run, the answer says that nothing is known of those two engines. */
 	netfilter_probe_run(cfg->iptables, &netfilter, &no_netfilter);
-	reply = answer(json_pack("{s:o, s:s, s:s}", "probe", kernel_probe_json(found, netfilter),
-				 "engine", redirect_engine(q->redirect), "engineReason",
-				 redirect_reason(q->redirect)));
+	reply = answer(json_pack(
+		"{s:o, s:s, s:s, s:o*}", "probe", kernel_probe_json(found, netfilter), "engine",
+		redirect_engine(q->redirect), "engineReason", redirect_reason(q->redirect),
+		"accelerate", accelerate_probe_json(q->accelerate)));
 	netfilter_probe_free(netfilter);
 	kernel_probe_free(found);
 	return reply;
+}
+
+/* ---- accelerate ----------------------------------------------------------------------------- */
+
+static json_t *refuse_advice(const struct error *err)
+{
+	char text[sizeof(err->text) + 64];
+
+	switch (err->code) {
+	case EBUSY:
+		return agent_reply_refusal(AGENT_CODE_BUSY, true, err->text);
+	case ENOENT:
+		return agent_reply_refusal(AGENT_CODE_NOT_FOUND, false, err->text);
+	case ENOMEM:
+		return agent_reply_refusal(AGENT_CODE_BUSY, true,
+					   error_format(err, text, sizeof(text)));
+	default:
+		return agent_reply_refusal(AGENT_CODE_KERNEL, false,
+					   error_format(err, text, sizeof(text)));
+	}
+}
+
+static json_t *advice(const struct queries *q, const struct agent_request *req)
+{
+	struct error err = {0};
+	json_t *found = NULL;
+
+	if (workload_advice_ask(q->advice, req->advise, req->advise_seconds, &found, &err))
+		return refuse_advice(&err);
+	return answer(json_pack("{s:o}", "advice", found));
+}
+
+static json_t *accelerator(const struct queries *q)
+{
+	return answer(json_pack("{s:o, s:o}", "accelerate", accelerate_json(q->accelerate), "pairs",
+				accelerate_pairs_json(q->accelerate)));
 }
 
 json_t *queries_handle(const struct queries *q, const struct agent_request *req)
@@ -343,6 +385,8 @@ json_t *queries_handle(const struct queries *q, const struct agent_request *req)
 		return explain(q, req);
 	case AGENT_PROBE:
 		return probe(q);
+	case AGENT_ACCELERATE:
+		return req->advise ? advice(q, req) : accelerator(q);
 	default:
 		snprintf(text, sizeof(text), "\"%s\" is not built yet", agent_op_name(req->op));
 		return agent_reply_refusal(AGENT_CODE_UNSUPPORTED, false, text);

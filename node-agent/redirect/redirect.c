@@ -725,6 +725,13 @@ json_t *redirect_node_counters(struct redirect *r)
 	return counters;
 }
 
+bool redirect_accelerate_host(const struct redirect *r, struct accelerate_host *ret)
+{
+	const struct engine *engine = &r->engines[r->preferred];
+
+	return engine->ops->accelerate_host && engine->ops->accelerate_host(engine->state, ret);
+}
+
 /* Every engine looks for what it may have left, whichever ran last. */
 int redirect_uninstall(const struct redirect_config *cfg, const struct redirect_pod *pods,
 		       size_t n_pods, struct error *err)

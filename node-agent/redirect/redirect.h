@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct accelerate_host;
 struct error;
 struct event_loop;
 struct redirect;
@@ -118,6 +119,12 @@ bool redirect_address_is_local(struct redirect *r, uint64_t cookie, const struct
  */
 json_t *redirect_pod_counters(struct redirect *r, uint64_t cookie);
 json_t *redirect_node_counters(struct redirect *r);
+
+/*
+ * What the accelerator rides on. False: the eBPF engine is not the node's. What is in *ret is the
+ * engine's; ask again rather than keep it: a cgroup that is made anew gets another descriptor.
+ */
+bool redirect_accelerate_host(const struct redirect *r, struct accelerate_host *ret);
 
 /*
  * Removes everything that any engine of Sockmesh left under this configuration, in the kernel and

@@ -6,6 +6,7 @@
  */
 #include "ebpf_engine.h"
 
+#include "accelerate.h"
 #include "error.h"
 #include "event_loop.h"
 #include "locked_memory.h"
@@ -362,6 +363,16 @@ static bool ebpf_address_is_local(void *state, uint64_t cookie, const struct ip_
 	return !bpf_map_lookup_elem(bpf_map__fd(e->datapath->maps.local_addresses), &key, &value);
 }
 
+static bool ebpf_accelerate_host(const void *state, struct accelerate_host *ret)
+{
+	const struct ebpf *e = state;
+
+	*ret = (struct accelerate_host){.datapath = e->datapath->obj,
+					.cgroup_fd = e->cgroup_fd,
+					.netns_by_inode = e->netns_by_inode};
+	return true;
+}
+
 /* ---- open and close ------------------------------------------------------------------------- */
 
 /*
@@ -712,5 +723,6 @@ const struct redirect_engine_ops redirect_ebpf_ops = {
 	.address_is_local = ebpf_address_is_local,
 	.pod_counters = ebpf_pod_counters,
 	.node_counters = ebpf_node_counters,
+	.accelerate_host = ebpf_accelerate_host,
 	.uninstall = ebpf_uninstall,
 };

@@ -77,6 +77,8 @@ struct redirect_engine_ops {
 	bool (*address_is_local)(void *state, uint64_t cookie, const struct ip_address *a);
 	json_t *(*pod_counters)(void *state, uint64_t cookie, int netns_fd);
 	json_t *(*node_counters)(void *state); /* NULL: none */
+	/* NULL: the accelerator cannot ride on this engine. */
+	bool (*accelerate_host)(const void *state, struct accelerate_host *ret);
 
 	/* Removes it from one namespace, and from the node; without an open engine. */
 	int (*uninstall)(const struct redirect_config *cfg, const struct redirect_pod *pods,

@@ -271,19 +271,18 @@ static int read_interfaces(const struct pod_facts *pod, struct redirect_settings
 	return r;
 }
 
-static int check_accelerate(const struct pod_facts *pod, struct error *err)
+static int read_accelerate(const struct pod_facts *pod, enum accelerate_wish *ret,
+			   struct error *err)
 {
 	static const char name[] = "sockmesh.io/accelerate";
-	static const char *const levels[] = {"auto", "full", "proxy", "off"};
-	const char *text = levels[0];
+	const char *text = "auto";
 	int r = get_annotation(pod, name, &text, err);
 
 	if (r < 0)
 		return r;
-	for (size_t i = 0; i < sizeof(levels) / sizeof(levels[0]); i++)
-		if (strcmp(text, levels[i]) == 0)
-			return 0;
-	return value_error(name, text, "auto, full, proxy or off", err);
+	if (!accelerate_wish_parse(text, ret))
+		return value_error(name, text, "auto, full, proxy or off", err);
+	return 0;
 }
 
 static int check_mesh(const struct policy_config *cfg, struct error *err)
@@ -309,8 +308,6 @@ static int read_settings(const struct policy_config *cfg, const struct pod_facts
 		r = read_interception(pod, s, err);
 	if (r == 0)
 		r = read_interfaces(pod, s, err);
-	if (r == 0)
-		r = check_accelerate(pod, err);
 	if (r == 0)
 		r = read_dns_capture(cfg, pod, s, err);
 	if (r == 0)
@@ -521,6 +518,8 @@ int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *p
 	}
 	if (r == 0 && d.mode == POD_SIDECAR)
 		r = read_settings(cfg, pod, &d.settings, err);
+	if (r == 0 && d.mode == POD_SIDECAR)
+		r = read_accelerate(pod, &d.accelerate, err);
 	if (r < 0) {
 		pod_decision_done(&d);
 		return r;

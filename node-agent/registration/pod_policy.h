@@ -7,6 +7,7 @@
  * that is redirected, the settings of its plan out. Pure. Semantics and defaults of every
  * annotation: docs/configuration.md.
  */
+#include "accelerate.h"
 #include "redirect_plan.h"
 
 #include <jansson.h>
@@ -45,6 +46,7 @@ struct pod_decision {
 	enum pod_mode mode;
 	char reason[256];		   /* why, in words, for people */
 	struct redirect_settings settings; /* POD_SIDECAR only */
+	enum accelerate_wish accelerate;   /* the same */
 };
 
 /*

@@ -52,6 +52,7 @@ void pod_free(struct pod *pod)
 	json_decref(pod->annotations);
 	json_decref(pod->labels);
 	free(pod->reason);
+	free(pod->workload);
 	if (pod->engine_plan != pod->plan)
 		redirect_plan_free(pod->engine_plan);
 	redirect_plan_free(pod->plan);

@@ -8,6 +8,7 @@
  * A pod with several interfaces has several entries with one cookie. Memory only; pod_state.h
  * writes and reads the entries.
  */
+#include "accelerate.h"
 #include "agent_protocol.h"
 #include "pod_policy.h"
 #include "redirect_plan.h"
@@ -39,6 +40,8 @@ struct pod {
 	bool heal_failed; /* and that was logged */
 
 	/* POD_SIDECAR and not an orphan */
+	enum accelerate_wish accelerate;
+	char *workload;			   /* "NAMESPACE/NAME" */
 	struct redirect_plan *plan;	   /* ids as the pod numbers them */
 	struct redirect_plan *engine_plan; /* ids as this node numbers them */
 

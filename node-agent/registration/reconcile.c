@@ -34,6 +34,8 @@ static void reconcile_pod(struct registration *reg, struct pod *pod)
 		return;
 	}
 	pod->heal_failed = false;
+	if (done == REDIRECT_MOVED)
+		registration_accelerate(reg, pod);
 	if (done != REDIRECT_AS_PLANNED)
 		log_write(done == REDIRECT_HEALED ? LOG_WARN : LOG_INFO, said[done], "namespace",
 			  pod->ns, "pod", pod->name, "engine",

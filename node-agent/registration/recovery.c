@@ -4,6 +4,7 @@
  * Taking over from an agent that ended: the state file says whose namespaces were redirected, the
  * kernel says which ones are. And the sweep, which finds namespaces that ended without a del.
  */
+#include "accelerate.h"
 #include "error.h"
 #include "netns.h"
 #include "pod_state.h"
@@ -201,8 +202,11 @@ static bool recover_redirected(struct registration *reg, struct pod *pod,
 	bool in_kernel = kernel_has(kernel, pod->cookie), gone = false, keep;
 	struct error err = {0};
 
-	if (!take_over(reg, pod, netns_fd, &gone, &err))
+	if (!take_over(reg, pod, netns_fd, &gone, &err)) {
+		if (!gone)
+			registration_accelerate(reg, pod);
 		return !gone;
+	}
 	/* Not in new maps, it may still be redirected by what an earlier agent attached. */
 	keep = in_kernel || netns_fd >= 0 || !redirect_netns_gone(reg->cfg.redirect, pod->cookie);
 	log_error(LOG_WARN, &err, "cannot take a pod over", "namespace", pod->ns, "pod", pod->name,
@@ -314,6 +318,8 @@ void registration_sweep(struct registration *reg)
 				  "namespace", pod->ns, "pod", pod->name, NULL);
 			continue;
 		}
+		if (reg->cfg.accelerate && pod->mode != POD_SKIP)
+			accelerate_pod_remove(reg->cfg.accelerate, pod->cookie);
 		log_dropped(pod, "its network namespace has ended");
 		pod_table_remove(reg->table, pod);
 		changed = true;

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "registration.h"
 
+#include "accelerate.h"
 #include "error.h"
 #include "json.h"
 #include "log.h"
 #include "netns.h"
 #include "pod_state.h"
+#include "pod_workload.h"
 #include "registration_private.h"
 #include "run_dir.h"
 #include "scoped.h"
@@ -160,6 +162,18 @@ int registration_set_reason(struct pod *pod, const char *text, struct error *err
 	return 0;
 }
 
+static int set_workload(struct pod *pod, const struct pod_facts *facts, struct error *err)
+{
+	char name[POD_WORKLOAD_MAX];
+	char *workload = strdup(pod_workload(facts, name));
+
+	if (!workload)
+		return error_set(err, ENOMEM, "workload");
+	free(pod->workload);
+	pod->workload = workload;
+	return 0;
+}
+
 int registration_decide(const struct registration *reg, struct pod *pod, int netns_fd,
 			struct error *err)
 {
@@ -174,7 +188,10 @@ int registration_decide(const struct registration *reg, struct pod *pod, int net
 	if (r)
 		return r;
 	pod->mode = decision.mode;
+	pod->accelerate = decision.accelerate;
 	r = registration_set_reason(pod, decision.reason, err);
+	if (!r && decision.mode == POD_SIDECAR)
+		r = set_workload(pod, &facts, err);
 	if (!r && decision.mode == POD_SIDECAR)
 		r = build_plans(pod, &decision.settings, netns_fd, err);
 	pod_decision_done(&decision);
@@ -223,6 +240,37 @@ static int apply(struct registration *reg, const struct pod *pod, int netns_fd, 
 	return redirect_apply(reg->cfg.redirect, &engine_pod.pod, err);
 }
 
+static bool can_accelerate(const struct registration *reg, const struct pod *pod)
+{
+	return pod->mode == POD_SIDECAR && pod->plan &&
+	       !strcmp(redirect_pod_engine(reg->cfg.redirect, pod->cookie), "ebpf");
+}
+
+void registration_accelerate(struct registration *reg, const struct pod *pod)
+{
+	struct engine_pod engine_pod;
+	struct accelerate_pod set;
+	struct error err = {0};
+
+	if (!reg->cfg.accelerate)
+		return;
+	if (!can_accelerate(reg, pod)) {
+		accelerate_pod_remove(reg->cfg.accelerate, pod->cookie);
+		return;
+	}
+	registration_engine_pod(reg, pod, -1, &engine_pod);
+	set = (struct accelerate_pod){.cookie = pod->cookie,
+				      .ns = pod->ns,
+				      .name = pod->name,
+				      .workload = pod->workload,
+				      .wish = pod->accelerate,
+				      .addresses = engine_pod.pod.addresses,
+				      .n_addresses = engine_pod.pod.n_addresses};
+	if (accelerate_pod_set(reg->cfg.accelerate, &set, &err))
+		log_error(LOG_WARN, &err, "a pod's connections are not accelerated", "namespace",
+			  pod->ns, "pod", pod->name, NULL);
+}
+
 int registration_release(struct registration *reg, const struct pod *pod, int netns_fd,
 			 struct error *err)
 {
@@ -239,6 +287,8 @@ int registration_release(struct registration *reg, const struct pod *pod, int ne
 		opened = registration_open_netns(pod);
 		netns_fd = opened;
 	}
+	if (reg->cfg.accelerate)
+		accelerate_pod_remove(reg->cfg.accelerate, pod->cookie);
 	return redirect_remove(reg->cfg.redirect, pod->cookie, netns_fd, err);
 }
 
@@ -466,7 +516,10 @@ static int commit(struct registration *reg, struct pod *pod, int netns_fd, struc
 	pod->annotations = pod->labels = NULL;
 	if (pod->mode == POD_SIDECAR)
 		drop_orphan(reg, pod->cookie);
-	return pod_table_put(reg->table, pod, err); /* cannot fail: there is room */
+	r = pod_table_put(reg->table, pod, err); /* cannot fail: there is room */
+	if (pod->mode == POD_SIDECAR)
+		registration_accelerate(reg, pod);
+	return r;
 }
 
 /* False, with the answer (NULL without memory), when this is no namespace to redirect. */

@@ -17,12 +17,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct accelerate;
 struct error;
 struct registration;
 
 struct registration_config {
 	const struct policy_config *policy;
 	struct redirect *redirect;
+	struct accelerate *accelerate; /* is told of every pod; NULL: nobody is */
 	const char *run_dir;
 	uint32_t max_pods;
 };

@@ -29,6 +29,12 @@ struct engine_pod {
 void registration_engine_pod(const struct registration *reg, const struct pod *pod, int netns_fd,
 			     struct engine_pod *ret);
 
+/*
+ * Whatever has become of the pod, the accelerator knows it from here on: a pod of the eBPF engine
+ * with the level that it may have, any other not at all.
+ */
+void registration_accelerate(struct registration *reg, const struct pod *pod);
+
 /* Writes the table to the state file, but for `except` and with `extra` (each may be NULL). */
 int registration_save(const struct registration *reg, const struct pod *except,
 		      const struct pod *extra, struct error *err);

@@ -78,7 +78,8 @@ uint32_t run_dir_instance(const char *dir)
 static bool is_ours(const char *name)
 {
 	return !strcmp(name, RUN_DIR_SOCKET) || !strcmp(name, RUN_DIR_LOCK) ||
-	       strstr(name, RUN_DIR_STATE) || strstr(name, RUN_DIR_SOCKET);
+	       strstr(name, RUN_DIR_STATE) || strstr(name, RUN_DIR_SOCKET) ||
+	       strstr(name, RUN_DIR_ACCELERATE);
 }
 
 int run_dir_remove(const char *dir, struct error *err)

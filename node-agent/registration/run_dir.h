@@ -11,9 +11,10 @@
 
 struct error;
 
-#define RUN_DIR_SOCKET "agent.sock"
-#define RUN_DIR_LOCK   "agent.lock"
-#define RUN_DIR_STATE  "state.json"
+#define RUN_DIR_SOCKET	   "agent.sock"
+#define RUN_DIR_LOCK	   "agent.lock"
+#define RUN_DIR_STATE	   "state.json"
+#define RUN_DIR_ACCELERATE "accelerate.json"
 
 /* Makes it when it is not there; its parent must be. Refuses what is not a directory of ours. */
 int run_dir_make(const char *dir, struct error *err);

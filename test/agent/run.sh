@@ -129,6 +129,8 @@ test_usage() {
 	exits 2 "--no-such" "$AGENT" --no-such
 	exits 2 "SOCKMESH_MAX_PODS" env SOCKMESH_MAX_PODS=many "$AGENT"
 	exits 2 "owner" "$AGENT" --owner-groups 'a b'
+	exits 2 "off|proxy|auto|full-advised|full" "$AGENT" --accelerate fast
+	exits 2 "--accelerate-max-sockets" "$AGENT" --accelerate-max-sockets 100
 	echo '{"run-dir": "/run/x", "max-pod": 7}' >"$config"
 	exits 2 'unknown key "max-pod"' "$AGENT" --config "$config"
 	echo '{"max-pods": "7"}' >"$config"
@@ -154,7 +156,7 @@ test_not_a_cgroup() {
 }
 
 test_says_what_has_no_effect() {
-	check_has "$(grep accelerate "$NODE_DIR/agent.log")" "not built yet"
+	check_has "$(grep ztunnel-socket "$NODE_DIR/agent.log")" "not built yet"
 	check_has "$(grep metrics-address "$NODE_DIR/agent.log")" "not built yet"
 }
 
@@ -185,7 +187,7 @@ test_framing() {
 	refused bad-request "containerId" '{"op":"add"}'
 	refused bad-request "" --raw "$(printf '{"v":1,"op":"status","x":"%070000d"}' 0)"
 	refused unsupported "not built yet" '{"op":"flows","pod":{"namespace":"a","name":"b"}}'
-	refused unsupported "not built yet" '{"op":"accelerate"}'
+	refused bad-request "advise" '{"op":"accelerate","advise":"no-namespace"}'
 	ask '{"op":"status"}'
 }
 
@@ -670,6 +672,280 @@ test_bpffs_is_mounted() {
 	return "$status"
 }
 
+# ---- the accelerator ---------------------------------------------------------------------------
+
+accelerator() { # FILTER: of what status says about it
+	ask '{"op":"status"}' | jq -rc ".accelerate | $1"
+}
+
+pin() { # PATH: below the accelerator's pins
+	echo "$NODE_BPFFS/sockmesh/accelerate-v1/$1"
+}
+
+level() { # POD: its level and why
+	ask "{\"op\":\"pod\",\"pod\":{\"namespace\":\"test\",\"name\":\"$1\"}}" |
+		jq -r '.pod | "\(.accelerate): \(.accelerateReason)"'
+}
+
+wishes() { # LEVEL: annotations of a pod that says so
+	jq -nc --arg level "$1" '{"sidecar.istio.io/status": "{}", "sockmesh.io/accelerate": $level}'
+}
+
+# What the kernel is told: a level (0 off, 1 proxy, 2 full) for each pod, sorted.
+kernel_levels() {
+	bpftool -j map dump pinned "$(pin maps/accel_pods)" | jq -c '[.[].formatted.value.level] | sort'
+}
+
+map_ids() {
+	local map
+	for map in "$(pin maps)"/*; do
+		echo "${map##*/} $(bpftool -j map show pinned "$map" | jq .id)"
+	done
+}
+
+# An application and its proxy in a pod (talk.py), whose connection is in the map: its listener was
+# seen by a first one.
+talk_start() { # NETNS-NAME
+	ip -n "$1" link set lo up
+	ip -n "$1" address add 10.9.0.2/32 dev lo
+	mkdir -p "$NODE_CGROUP/kubepods/talk"
+	coproc TALK {
+		echo "$BASHPID" >"$NODE_CGROUP/kubepods/talk/cgroup.procs"
+		exec ip netns exec "$1" test/agent/talk.py
+	}
+	hears ready
+	talk again again
+	check_equal "$(accelerator .sockets)" 2
+}
+
+hears() { # ANSWER
+	local answer=nothing
+	read -r -t 30 answer <&"${TALK[0]}" || true
+	check_equal "$answer" "$1"
+}
+
+talk() { # COMMAND ANSWER
+	echo "$1" >&"${TALK[1]}"
+	hears "$2"
+}
+
+talk_end() {
+	local pid=$TALK_PID
+	echo quit >&"${TALK[1]}"
+	wait "$pid"
+}
+
+test_accelerator_is_seen() {
+	local answer
+	namespaces t-a
+	check_equal "$(accelerator '[.policy, .level, .learning, .sockets, .retiring]')" '["auto","full",true,0,0]'
+	[ -n "$(accelerator .reason)" ]
+	check_equal "$(accelerator .limits.sockets)" 32768
+	check_has "$(ctl status)" "Accelerator"
+	answer=$(ask '{"op":"accelerate"}')
+	check_equal "$(jq -c '[.accelerate.policy, .pairs]' <<<"$answer")" '["auto",[]]'
+	check_equal "$(ask '{"op":"probe"}' | jq -r '.accelerate.tests[] | select(.name == "loads") | .finding')" as-tcp
+	add c1 eth0 t-a web
+	check_has "$(level web)" "proxy: "
+	check_has "$(ctl pod test/web)" "Accelerated"
+	[ -e "$(pin links/accelerate_sockops)" ] && [ -e "$(pin links/accelerate_setsockopt)" ]
+	[ -e "$(pin maps/accel_sockets)" ]
+}
+
+test_accelerator_levels() {
+	namespaces t-a t-b t-c t-d
+	add c1 eth0 t-a none
+	add c2 eth0 t-b off "$(wishes off)"
+	add c3 eth0 t-c proxy "$(wishes proxy)"
+	add c4 eth0 t-d full "$(wishes full)"
+	check_has "$(level none)" "proxy: --accelerate auto"
+	check_has "$(level off)" "off: annotation"
+	check_has "$(level proxy)" "proxy: annotation"
+	check_has "$(level full)" "full: annotation"
+	check_equal "$(kernel_levels)" '[0,1,1,2]'
+	# A change of the annotation is an add again.
+	add c1 eth0 t-a none "$(wishes full)"
+	check_has "$(level none)" "full: annotation"
+	crash
+	agent_start --accelerate proxy
+	check_equal "$(kernel_levels)" '[0,1,1,1]'
+	check_has "$(level full)" "--accelerate proxy does not allow"
+	crash
+	agent_start --accelerate full
+	check_equal "$(kernel_levels)" '[0,1,2,2]'
+	check_has "$(grep "^warn" "$NODE_DIR/agent.log")" "at the operator's own risk"
+	del c4 eth0 t-d
+	del c2 eth0
+	check_equal "$(kernel_levels)" '[1,2]'
+	# One that ended while no agent ran, and one of which nothing is known any more.
+	crash
+	ip netns delete t-a
+	rm "$NODE_RUN/state.json"
+	agent_start
+	check_equal "$(kernel_levels)" '[]'
+	check_has "$(level '(recovered)')" ""
+}
+
+# Another engine's pod, and another engine's node.
+test_accelerator_rides_on_ebpf() {
+	namespaces t-a t-b
+	ip -n t-a link set lo up
+	add c1 eth0 t-a web '{"sidecar.istio.io/status":"{}","sidecar.istio.io/interceptionMode":"TPROXY"}'
+	check_equal "$(kernel_levels)" '[]'
+	check_equal "$(level web)" "off: null"
+	del c1 eth0 t-a
+	crash
+	agent_uninstall
+	agent_start --mode nftables
+	check_equal "$(accelerator .level)" off
+	check_has "$(accelerator .reason)" "the eBPF engine"
+	check_fails test -e "$(pin maps)"
+}
+
+test_accelerator_addresses() {
+	# shellcheck disable=SC2016 # jq's
+	local owned='[.[].formatted | select(.key.w[2] == 4294901760) | .value.netns]'
+	local one both
+	namespaces t-a t-b
+	add c1 eth0 t-a
+	one=$(bpftool -j map dump pinned "$(pin maps/accel_addresses)" | jq -c "$owned")
+	check_fails check_equal "$one" '[0]'
+	# The same addresses in another pod: nobody can be told by them.
+	add c2 eth0 t-b
+	both=$(bpftool -j map dump pinned "$(pin maps/accel_addresses)" | jq -c "$owned")
+	check_equal "$both" '[0]'
+	crash
+	agent_start
+	check_equal "$(bpftool -j map dump pinned "$(pin maps/accel_addresses)" | jq -c "$owned")" '[0]'
+	del c2 eth0 t-b
+	check_equal "$(bpftool -j map dump pinned "$(pin maps/accel_addresses)" | jq -c "$owned")" "$one"
+	del c1 eth0 t-a
+	check_equal "$(bpftool -j map dump pinned "$(pin maps/accel_addresses)" | jq -c "$owned")" '[]'
+}
+
+test_accelerator_restarts() {
+	local ids
+	namespaces t-a
+	add c1 eth0 t-a web "$(wishes full)"
+	talk_start t-a
+	ids=$(map_ids)
+	talk send sent
+	crash
+	agent_start --accelerate-max-sockets 5000
+	check_equal "$(map_ids)" "$ids"
+	check_equal "$(accelerator '[.sockets, .limits.sockets]')" '[2,32768]'
+	check_has "$(grep "^warn" "$NODE_DIR/agent.log")" "--accelerate-max-sockets is not what"
+	talk read read
+	talk ping pong
+	# By the new agent's programs too.
+	talk again again
+	check_equal "$(accelerator .sockets)" 2
+	talk_end
+	wait_for 5 accelerator_has_sockets 0
+}
+
+accelerator_has_sockets() { # N
+	[ "$(accelerator .sockets)" = "$1" ]
+}
+
+accelerator_is_retiring() { # N
+	[ "$(accelerator .retiring)" = "$1" ]
+}
+
+# What its sockets have received and not read would go with the map: it stays until they are closed.
+test_accelerator_off() {
+	namespaces t-a
+	add c1 eth0 t-a web "$(wishes full)"
+	talk_start t-a
+	talk send sent
+	crash
+	agent_start --accelerate off
+	check_equal "$(accelerator '[.level, .reason, .retiring]')" '["off","--accelerate off",1]'
+	check_equal "$(level web)" "off: --accelerate off"
+	check_has "$(ctl status)" "an earlier one has stopped"
+	talk read read
+	talk ping pong
+	[ -e "$(pin maps/accel_sockets)" ]
+	# Nothing new enters.
+	talk again again
+	wait_for 10 accelerator_is_retiring 0
+	check_fails test -e "$(pin maps)"
+	talk ping pong
+	talk_end
+	# And with nothing in it, at once.
+	crash
+	agent_start
+	[ -e "$(pin maps)" ]
+	crash
+	agent_start --accelerate off
+	check_fails test -e "$(pin maps)"
+}
+
+test_accelerator_uninstall() {
+	namespaces t-a
+	add c1 eth0 t-a web "$(wishes full)"
+	talk_start t-a
+	talk send sent
+	wait_for 5 test -s "$NODE_RUN/accelerate.json"
+	crash
+	agent_uninstall 2>"$NODE_DIR/uninstall.log"
+	check_has "$(cat "$NODE_DIR/uninstall.log")" "sockets=2"
+	check_fails test -e "$NODE_BPFFS/sockmesh"
+	check_fails test -e "$NODE_RUN"
+	talk read read
+	talk ping pong
+	talk_end
+}
+
+# Of another layout, as of a build between two releases: let run out beside the new one.
+test_accelerator_misfit() {
+	local dir
+	crash
+	dir=$(pin maps)
+	rm "$dir/accel_pairs"
+	bpftool map create "$dir/accel_pairs" type hash key 4 value 4 entries 7 name accel_pairs
+	agent_start
+	check_equal "$(accelerator '[.level, .retiring]')" '["full",0]'
+	check_has "$(cat "$NODE_DIR/agent.log")" "it is let run out beside the new one"
+	check_equal "$(bpftool -j map show pinned "$dir/accel_pairs" | jq .bytes_key)" 16
+	check_fails test -e "${dir%/maps}-old0"
+}
+
+accelerator_is_attached() {
+	[ -e "$(pin links/accelerate_sockops)" ]
+}
+
+test_accelerator_heals() {
+	rm "$(pin links/accelerate_sockops)"
+	wait_for 10 accelerator_is_attached
+	check_has "$(cat "$NODE_DIR/agent.log")" "attached again"
+}
+
+# What the adviser found, and by which number the kernel knows a workload.
+test_accelerator_remembers() {
+	local file=$NODE_RUN/accelerate.json
+	namespaces t-a t-b
+	add c1 eth0 t-a web-7d4b9c6f5-x2x7q
+	add c2 eth0 t-b db-0
+	wait_for 5 test -s "$file"
+	check_equal "$(jq -c '[.workloads[].name]' "$file")" '["test/web","test/db"]'
+	crash
+	jq -c '.workloads[0].cleared = true' "$file" >"$file.new"
+	mv "$file.new" "$file"
+	agent_start --accelerate full-advised
+	check_equal "$(level web-7d4b9c6f5-x2x7q)" "full: the adviser has cleared workload test/web"
+	check_has "$(level db-0)" "proxy: the adviser has not cleared workload test/db"
+	# Without the file only that is lost, and no number stands for two workloads.
+	crash
+	echo '{"v":1,"workloads":[{"name":"test/web","id":"1"}]}' >"$file"
+	agent_start --accelerate full-advised
+	check_has "$(level web-7d4b9c6f5-x2x7q)" "proxy: the adviser has not cleared"
+	check_has "$(cat "$NODE_DIR/agent.log")" "workloads are learned about anew"
+	check_equal "$(bpftool -j map dump pinned "$(pin maps/accel_pods)" |
+		jq -c '[.[].formatted.value.workload] | sort')" '[3,4]'
+	refused not-found "test/nobody" '{"op":"accelerate","advise":"test/nobody"}'
+}
+
 # ---- all of it ---------------------------------------------------------------------------------
 
 [ -x "$AGENT" ] || die "no $AGENT: build first"
@@ -678,7 +954,7 @@ tap_test "a wrong flag, variable or configuration file exits with 2 and is named
 tap_test "--dump-config prints each value with its source" test_dump_config
 tap_test "a cgroup root that is none is refused where eBPF is asked for" test_not_a_cgroup
 test_agent "options without effect yet are logged as such" test_says_what_has_no_effect \
-	--accelerate auto --metrics-address 127.0.0.1:9090
+	--ztunnel-socket /run/ztunnel.sock --metrics-address 127.0.0.1:9090
 test_agent "the run directory is 0700 and the socket 0600" test_modes
 test_agent "a peer that is not root is refused twice over" test_others_are_refused
 test_agent "what is no request is answered as such, and the agent lives on" test_framing
@@ -713,4 +989,15 @@ test_agent "uninstall takes ::6 from the pods" test_uninstall_takes_the_address
 test_agent "uninstall without a state file removes the rest and says that ::6 stays" \
 	test_uninstall_without_state
 test_agent "bpffs is mounted where there is none" test_bpffs_is_mounted
+test_agent "the accelerator is shown by status, pod, accelerate and probe" test_accelerator_is_seen
+test_agent "policy and annotation make a pod's level, with a reason" test_accelerator_levels
+test_agent "pods of other engines are not accelerated" test_accelerator_rides_on_ebpf
+test_agent "an address that two pods have tells nobody apart, until one leaves" test_accelerator_addresses
+test_agent "a killed agent's accelerated connections go on, unread bytes too" test_accelerator_restarts
+test_agent "--accelerate off stops at once and goes with the last socket" test_accelerator_off
+test_agent "uninstall takes the accelerator, and no byte of its connections" test_accelerator_uninstall
+test_agent "pinned maps of another layout run out beside the new ones" test_accelerator_misfit
+test_agent "detached programs of the accelerator are attached again" test_accelerator_heals \
+	--reconcile-seconds 1
+test_agent "workloads keep their numbers and the adviser's verdict" test_accelerator_remembers
 tap_done

@@ -5,6 +5,7 @@
 Listens on RUN_DIR/agent.sock, writes each request to RUN_DIR/request, and answers by MODE:
   text   the ANSWER as it is, in one packet
   parts  the ANSWER in packets of 1,000 characters, as the protocol splits a long one
+  turns  a line of the ANSWER to each request in turn, the last one from then on
   hang   nothing, and keeps the connection open
   close  nothing, and closes the connection
 It prints "ready" once it listens, and ends with its standard input, so that it cannot outlive
@@ -20,7 +21,7 @@ PART = 1000
 
 
 def packets(mode, answer):
-    if mode == "text":
+    if mode in ("text", "turns"):
         return [answer]
     parts = [answer[i : i + PART] for i in range(0, len(answer), PART)]
     return [
@@ -33,7 +34,7 @@ def serve(connection, run_dir, mode, answer):
     request = connection.recv(65537)
     with open(os.path.join(run_dir, "request"), "wb") as out:
         out.write(request)
-    if mode in ("text", "parts"):
+    if mode in ("text", "parts", "turns"):
         for packet in packets(mode, answer):
             connection.send(packet.encode("utf-8", "surrogateescape"))
 
@@ -46,11 +47,14 @@ def main():
     listener.listen(8)
     print("ready", flush=True)
     kept = []
+    turns = answer.splitlines()
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
             return
         connection, _ = listener.accept()
+        if mode == "turns":
+            answer = turns.pop(0) if len(turns) > 1 else turns[0]
         serve(connection, run_dir, mode, answer)
         if mode == "hang":
             kept.append(connection)

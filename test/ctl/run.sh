@@ -51,13 +51,17 @@ PROBE='{"v":1,"ok":true,"probe":{"release":"6.1.0","ebpf":true,"summary":"everyt
 MOVED='{"v":1,"ok":true,"pod":{"namespace":"shop","name":"vm","containerId":"c9","ifName":"eth0","decision":"redirect","reason":"has a sidecar","engine":"nftables","engineReason":"rules about interfaces need netfilter","draining":["ebpf","iptables"],"ips":[]},"rules":[{"name":"in-all","sentence":"all that comes in","direction":"inbound","verdict":"tproxy","port":15006}],"lists":{"excludeInterfaces":["eth1","net1"]},"counters":{}}'
 ENGINES='{"v":1,"ok":true,"engine":"nftables","engineReason":"--mode says so","probe":{"release":"6.1.0","ebpf":true,"summary":"s","cgroup":"/c","auto":"ebpf","engines":[{"name":"ebpf","usable":true,"summary":"all there"},{"name":"nftables","usable":true,"summary":"all there too"},{"name":"iptables","usable":false,"summary":"cannot run without iptables nat"}],"facilities":[{"name":"nft owner","engine":"nftables","how":"added a rule","without":"x","required":true,"found":true,"detail":""},{"name":"iptables nat","engine":"iptables","how":"h","without":"nothing can be redirected","required":true,"found":false,"detail":"no iptables that works"}],"foreign":[]}}'
 
+ACCELERATE='{"v":1,"ok":true,"accelerate":{"policy":"auto","level":"proxy","reason":"the probe found nothing against it","learning":true,"sockets":12,"claimed":1572864,"retiring":0,"limits":{"sockets":32768},"events":{}},"pairs":[{"workload":"shop/web","peer":"shop/db","port":5432,"leg":"proxy-to-proxy","verdict":"short","trial":false,"connections":3,"closed":1,"messages":1000000,"bytes":67108864,"tcpMessages":2,"tcpBytes":128,"spills":0},{"workload":"shop/cron","peer":"shop/db","port":80,"leg":"proxy-to-proxy","verdict":"left-alone","trial":false,"why":"brief","until":"2026-01-02T03:04:05Z","messages":64,"bytes":900,"tcpMessages":64,"tcpBytes":900,"spills":2},{"workload":"shop/cron","peer":"(not on this node)","port":9,"leg":"app-to-proxy","verdict":"short","trial":true,"why":"bulk","messages":0,"bytes":0,"tcpMessages":0,"tcpBytes":0,"spills":0}]}'
+WATCHING='{"v":1,"ok":true,"advice":{"state":"watching","workload":"shop/web","left":1}}'
+ADVICE='{"v":1,"ok":true,"advice":{"state":"done","left":0,"ended":"2026-01-02T03:04:05Z","workload":"shop/web","seconds":30,"cleared":false,"refuted":true,"reason":"nginx calls splice() out of a socket","calls":4711,"sockets":12,"evidence":[{"call":"splice() out of a socket","count":17,"comm":"nginx","pid":42,"unsafe":true,"unknown":false,"means":"it sees only what came by TCP"},{"call":"recv()","count":4694,"comm":"nginx","pid":42,"unsafe":false,"unknown":false,"means":"served as by TCP"}]}}'
+
 # ---- command line --------------------------------------------------------------------------------
 
 help_goes_to_stdout() {
 	ctl --help
 	check_equal "$status" 0 status
 	check_equal "$errors" "" stderr
-	for word in status pods "pod NAMESPACE/NAME" explain probe --run-dir SOCKMESH_RUN_DIR --timeout-ms; do
+	for word in status pods "pod NAMESPACE/NAME" explain probe accelerate --advise --run-dir SOCKMESH_RUN_DIR --timeout-ms; do
 		check_has "$out" "$word"
 	done
 	local longest
@@ -294,6 +298,70 @@ probe_tells_found_missing_and_consequence() {
 	check_has "$out" "not usable"
 }
 
+accelerate_tells_the_node_and_each_pair() {
+	with_agent text "$ACCELERATE" accelerate
+	check_equal "$status" 0 status
+	check_equal "$(json "$request" 'sorted(o)')" "['op', 'v']" request
+	for word in auto proxy "nothing against it" "12 of at most 32768" "1.5 MB claimed"; do
+		check_has "$out" "$word"
+	done
+	printf '%s\n' "$out" | grep -q "^shop/web  *shop/db  *5432  *proxy-to-proxy  *short  *64.0 MB  *1000000  *>99 %  *0  *-  *-$"
+	printf '%s\n' "$out" | grep -q "^shop/cron  *shop/db  *80  *proxy-to-proxy  *left-alone  *900 B  *64  *50 %  *2  *2026-01-02T03:04:05Z  *connections too short"
+	printf '%s\n' "$out" | grep -q "^shop/cron  *(not on this node)  *9  *app-to-proxy  *short, on trial  *0 B  *0  *-  *0  *-  *bulk"
+	check_equal "$(printf '%s\n' "$out" | awk '/^shop/ { print $1 }' | xargs)" "shop/cron shop/cron shop/web" order
+}
+
+accelerate_off_is_1() {
+	with_agent text "${ACCELERATE/'"level":"proxy"'/'"level":"off"'}" accelerate
+	check_equal "$status" 1 status
+	with_agent text '{"v":1,"ok":true,"accelerate":{"policy":"off","level":"off","reason":"--accelerate off"},"pairs":[]}' accelerate
+	check_equal "$status" 1 status
+	check_has "$out" "none yet"
+}
+
+advice_is_waited_for() {
+	with_agent turns "$WATCHING"$'\n'"$ADVICE" accelerate --advise shop/web --seconds 30
+	check_equal "$status" 1 "status: not cleared"
+	check_equal "$(json "$request" '(o["op"], o["advise"], o["seconds"])')" "('accelerate', 'shop/web', 30)" request
+	check_equal "$errors" "" "standard error, which is no terminal"
+	for word in "not safe" "nginx calls splice()" "4711 calls on 12 sockets in 30 s" 2026-01-02T03:04:05Z "nginx (42)" unsafe "only what came by TCP"; do
+		check_has "$out" "$word"
+	done
+	with_agent text "${ADVICE/'"cleared":false'/'"cleared":true'}" accelerate --advise shop/web
+	check_equal "$status" 0 "status: cleared"
+	check_has "$out" "safe, as far as was seen"
+	check_equal "$(json "$request" '"seconds" in o')" False request
+}
+
+advice_as_json_is_one_object() {
+	with_agent turns "$WATCHING"$'\n'"$ADVICE" -o json accelerate --advise shop/web
+	check_equal "$status" 1 status
+	check_equal "$(printf '%s\n' "$out" | wc -l)" 1 lines
+	check_equal "$(json "$out" 'o["advice"]["state"]')" "done" state
+}
+
+advice_that_never_comes_is_4() {
+	with_agent text "$WATCHING" --timeout-ms 500 accelerate --advise shop/web
+	check_equal "$status" 4 status
+	check_equal "$out" "" stdout
+	check_has "$errors" "was to be done by now"
+}
+
+a_terminal_sees_what_is_waited_for() {
+	local dir shown
+	dir=$(mktemp -d "$work/run.XXXXXX")
+	mkfifo "$dir/stdin" "$dir/stdout"
+	"$here/fake_agent.py" "$dir" turns "$WATCHING"$'\n'"$ADVICE" <"$dir/stdin" >"$dir/stdout" &
+	local pid=$! fd_in fd_out line
+	exec {fd_in}>"$dir/stdin" {fd_out}<"$dir/stdout"
+	read -r -t 10 line <&"$fd_out"
+	check_equal "$line" ready "the fake agent"
+	shown=$(script -qec "$CTL --run-dir $dir accelerate --advise shop/web" /dev/null) || true
+	exec {fd_in}>&- {fd_out}<&-
+	wait "$pid"
+	check_has "$shown" "watching shop/web, 1 s left"
+}
+
 # ---- hostile text --------------------------------------------------------------------------------
 
 control_characters_are_escaped() {
@@ -364,6 +432,11 @@ tap_test "usage: explain to a name" usage_error "--to" explain --pod a/b --to ex
 tap_test "usage: explain without a port" usage_error "--to" explain --pod a/b --to 1.2.3.4
 tap_test "usage: uid that is no uid" usage_error '--uid "4294967295"' explain --uid 4294967295
 tap_test "usage: --uid does not go with status" usage_error "--uid does not go with status" status --uid 1
+tap_test "usage: --pod does not go with accelerate" usage_error "--pod does not go with accelerate" accelerate --pod a/b
+tap_test "usage: --advise does not go with pods" usage_error "--advise does not go with pods" pods --advise a/b
+tap_test "usage: --seconds without --advise" usage_error "--seconds goes with --advise" accelerate --seconds 5
+tap_test "usage: seconds out of range" usage_error '--seconds "0"' accelerate --advise a/b --seconds 0
+tap_test "usage: a workload without a namespace" usage_error 'workload "web"' accelerate --advise web
 tap_test "a bad environment variable is named" bad_environment_names_the_variable
 tap_test "the environment gives way to the flag" environment_gives_way_to_the_flag
 tap_test "no agent: 3, with what to look at" no_agent_is_3
@@ -394,6 +467,14 @@ tap_test "explain by interface, and TPROXY" explain_by_interface_and_tproxy
 tap_test "probe tells engines and the choice" probe_tells_engines_and_the_choice
 tap_test "probe with engines as JSON" json_is_the_whole_answer "$ENGINES" 0 probe
 tap_test "probe as JSON" json_is_the_whole_answer "$PROBE" 0 probe
+tap_test "accelerate tells the node and each pair" accelerate_tells_the_node_and_each_pair
+tap_test "accelerate as JSON" json_is_the_whole_answer "$ACCELERATE" 0 accelerate
+tap_test "accelerate where nothing may: 1" accelerate_off_is_1
+tap_test "advice is waited for" advice_is_waited_for
+tap_test "advice as JSON is one object" advice_as_json_is_one_object
+tap_test "advice of a workload that is not there: 1" unknown_pod_is_1 accelerate --advise a/b
+tap_test "advice that never comes: 4, in time" advice_that_never_comes_is_4
+tap_test "a terminal sees what is waited for" a_terminal_sees_what_is_waited_for
 tap_test "control characters from pods are escaped" control_characters_are_escaped
 tap_test "control characters of a refusal are escaped" hostile_refusal_is_escaped
 tap_test "no colour without a terminal" no_colour_without_a_terminal

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "json.h"
 #include "pod_policy.h"
+#include "pod_workload.h"
 #include "redirect_plan.h"
 
 #include <errno.h>
@@ -116,6 +117,18 @@ static void check_decision(const struct policy_config *cfg, const struct pod_fac
 	pod_decision_done(&d);
 }
 
+static void check_workload(const struct pod_facts *pod, const char *name)
+{
+	struct pod_facts named = *pod;
+	char buf[POD_WORKLOAD_MAX];
+	const char *workload;
+
+	named.name = name;
+	workload = pod_workload(&named, buf);
+	REQUIRE(strlen(workload) < POD_WORKLOAD_MAX);
+	REQUIRE(!strncmp(workload, "default/", 8) && workload[8]);
+}
+
 static void read_pairs(const char *text, size_t size, json_t *annotations, json_t *labels)
 {
 	while (size > 0) {
@@ -152,6 +165,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (newline)
 		read_pairs(newline + 1, size - first - 1, annotations, labels);
 	check_decision(&cfg, &pod);
+	check_workload(&pod, groups);
 	free(groups);
 	return 0;
 }

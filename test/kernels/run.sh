@@ -104,8 +104,9 @@ stop_jobs() {
 
 # ---- judging -----------------------------------------------------------------------------------
 
-# Lines of expect-VERSION.txt: "missing FACILITY" of the probe, "skipped HOW" of the matrix. A
-# kernel without the file has to have everything.
+# Lines of expect-VERSION.txt: "missing FACILITY" of the probe, "differs TEST" of what its sockmap
+# does otherwise than TCP, "skipped HOW" of the matrix. A kernel without the file has to have
+# everything.
 expected() { # KERNEL WORD
 	[ ! -e "$here/expect-$1.txt" ] || sed -n "s/^$2 //p" "$here/expect-$1.txt"
 }
@@ -134,6 +135,20 @@ judge_probe() { # KERNEL CASE LOG
 			sed -n 's/^</#   known as missing, but found:/p; s/^>/#   missing, but not known as that:/p'
 		grep '^# probe: ' "$3"
 	}
+}
+
+# All of the accelerator's tests can be tried on every kernel, and its programs load.
+judge_accelerator() { # KERNEL CASE LOG
+	local differences
+	differences=$(diff <(expected "$1" differs | sort) <(sed -n 's/^accelerator differs //p' "$3" | sort))
+	[ -z "$differences" ] && grep -q '^accelerator as-tcp loads$' "$3" && ! grep -q '^accelerator unknown' "$3" &&
+		grep -q '^accelerator-level full$' "$3"
+	result $? "$1 $2: the accelerator finds what is known of this kernel's sockmap"
+	grep -q '^accelerator ' "$3" || echo "#   it was not tried"
+	[ -z "$differences" ] || printf '%s\n' "$differences" |
+		sed -n 's/^</#   known to differ, but as TCP:/p; s/^>/#   differs, but not known to:/p'
+	sed -n 's/^accelerator unknown/#   could not be tried:/p' "$3"
+	[ -n "$(sed -n '/^accelerator as-tcp loads$/p' "$3")" ] || grep '^# accelerator: ' "$3"
 }
 
 # Where bpf() is denied the probe must say that of eBPF, and of no other engine.
@@ -187,6 +202,7 @@ judge() { # KERNEL CASE
 			judge_denied_probe "$1" "$2" "$log"
 		elif [ "$1" != running ]; then
 			judge_probe "$1" "$2" "$log"
+			judge_accelerator "$1" "$2" "$log"
 		fi
 	fi
 	judge_matrix "$1" "$2" "$log"

@@ -164,6 +164,11 @@ TEST(bad_requests_name_field_and_value)
 			 "1:1\","
 			 "\"udp\":1"),
 		 "udp", "1"},
+		{REQUEST("\"accelerate\",\"advise\":\"web\""), "advise", "\"web\""},
+		{REQUEST("\"accelerate\",\"advise\":\"a/b/c\""), "advise", "\"a/b/c\""},
+		{REQUEST("\"accelerate\",\"advise\":1"), "advise", "1"},
+		{REQUEST("\"accelerate\",\"advise\":\"a/b\",\"seconds\":0"), "seconds", "0"},
+		{REQUEST("\"accelerate\",\"advise\":\"a/b\",\"seconds\":3601"), "seconds", "3601"},
 	};
 
 	for (size_t i = 0; i < N_OF(rows); i++) {
@@ -235,6 +240,8 @@ TEST(requests_survive_encoding)
 			"1]:80\","
 			"\"uid\":0,\"gid\":4294967294,\"udp\":true,\"interface\":\"net1\""),
 		REQUEST("\"status\""),
+		REQUEST("\"accelerate\""),
+		REQUEST("\"accelerate\",\"advise\":\"shop/web\",\"seconds\":30"),
 	};
 
 	for (size_t i = 0; i < N_OF(texts); i++) {

@@ -66,16 +66,54 @@ TEST(exit_status_of_status_and_probe)
 	return TEST_OK;
 }
 
+TEST(accelerate_asks_and_waits)
+{
+	struct ctl_options plain = {0}, advise = {.advise = "a/b", .seconds = 9};
+	scoped_request struct agent_request req = {0}, asked = {0};
+	json_t *watching = json_pack("{s:{s:s, s:s, s:i}}", "advice", "state", "watching",
+				     "workload", "a/b", "left", 7);
+	json_t *late = json_pack("{s:{s:s, s:i}}", "advice", "state", "watching", "left", 0);
+	json_t *done = json_pack("{s:{s:s, s:i, s:b}}", "advice", "state", "done", "left", 0,
+				 "cleared", 1);
+	json_t *proxy = json_pack("{s:{s:s}}", "accelerate", "level", "proxy");
+	struct error err = {0};
+	char what[64] = "";
+
+	CHECK_EQ(ctl_accelerate.request(&plain, &req, &err), 0);
+	CHECK(req.op == AGENT_ACCELERATE && !req.advise);
+	CHECK_EQ(ctl_accelerate.request(&advise, &asked, &err), 0);
+	CHECK_STR(asked.advise, "a/b");
+	CHECK_EQ(asked.advise_seconds, 9);
+
+	CHECK_EQ(ctl_accelerate.left_s(watching, what, sizeof(what)), 7);
+	CHECK_STR(what, "watching a/b");
+	CHECK_EQ(ctl_accelerate.left_s(late, what, sizeof(what)), 1);
+	CHECK_EQ(ctl_accelerate.left_s(done, what, sizeof(what)), 0);
+	CHECK_EQ(ctl_accelerate.left_s(proxy, what, sizeof(what)), 0);
+	CHECK_EQ(ctl_accelerate.status(done), CTL_OK);
+	CHECK_EQ(ctl_accelerate.status(watching), CTL_NO);
+	CHECK_EQ(ctl_accelerate.status(proxy), CTL_OK);
+	json_decref(watching);
+	json_decref(late);
+	json_decref(done);
+	json_decref(proxy);
+	return TEST_OK;
+}
+
 /* An agent of another version may leave anything out, or send another type. */
 TEST(answers_without_members_are_shown_without_harm)
 {
-	static const struct ctl_verb *const verbs[] = {&ctl_status, &ctl_pods, &ctl_pod,
-						       &ctl_explain, &ctl_probe};
+	static const struct ctl_verb *const verbs[] = {&ctl_status,  &ctl_pods,	 &ctl_pod,
+						       &ctl_explain, &ctl_probe, &ctl_accelerate};
 	static const char *const answers[] = {
 		"{}",
 		"{\"pods\":[1,null,{}],\"pod\":3,\"rules\":[{}],\"probe\":[],\"counters\":\"x\"}",
 		"{\"pods\":{\"redirected\":\"x\"},\"pod\":{\"ips\":3},\"rules\":{},\"lists\":[]}",
 		"{\"probe\":{\"facilities\":[1,{}],\"foreign\":[{}]},\"uptimeSeconds\":-5}",
+		"{\"accelerate\":7,\"pairs\":[1,null,{},{\"bytes\":-3,\"why\":[]}]}",
+		"{\"pairs\":{},\"accelerate\":{\"claimed\":9223372036854775807}}",
+		"{\"advice\":{\"evidence\":[1,{}],\"calls\":\"x\"}}",
+		"{\"advice\":3}",
 	};
 	struct ctl_options opt = {.pod = "a/b", .to = "1.2.3.4:5", .uid = -1, .gid = 3};
 

@@ -290,6 +290,67 @@ static void count_without_effect(const char *name, const char *sentence)
 	n_without_effect += *name && *sentence;
 }
 
+TEST(what_the_accelerator_is_told)
+{
+	struct accelerate_config *a;
+	struct error err = {0};
+	struct options o;
+
+	CHECK(!parse(WORDS(NULL), &o, &err));
+	a = &o.accelerate;
+	CHECK_EQ(a->policy, ACCELERATE_AUTO);
+	CHECK(a->learning && !a->ignore_known_bugs);
+	CHECK_EQ(a->max_pods, 1024);
+	CHECK_EQ(a->max_sockets, 32768);
+	CHECK_EQ(a->max_sockets_per_pod, 4096);
+	CHECK_EQ(a->max_bytes, 4194304);
+	CHECK_EQ(a->max_messages, 1024);
+	CHECK_EQ(a->budget, 268435456);
+	CHECK_EQ(a->pod_budget, 67108864);
+	CHECK_STR(a->bpffs_dir, "/sys/fs/bpf/sockmesh");
+	CHECK_STR(a->state_dir, "/run/sockmesh");
+	options_done(&o);
+	CHECK(!parse(WORDS("--accelerate", "full-advised", "--accelerate-learning", "no",
+			   "--accelerate-ignore-known-bugs", "yes", "--accelerate-budget",
+			   "1099511627776", "--accelerate-pod-budget", "8589934592"),
+		     &o, &err));
+	CHECK_EQ(a->policy, ACCELERATE_FULL_ADVISED);
+	CHECK(!a->learning && a->ignore_known_bugs);
+	CHECK_EQ(a->budget, 1099511627776);
+	CHECK_EQ(a->pod_budget, 8589934592);
+	options_done(&o);
+	return TEST_OK;
+}
+
+TEST(limits_of_the_accelerator_that_make_no_sense)
+{
+	static const struct {
+		const char *flag, *value, *part;
+	} cases[] = {
+		{"--accelerate", "fast", "off|proxy|auto|full-advised|full"},
+		{"--accelerate-learning", "maybe", "not yes or no"},
+		{"--accelerate-max-sockets", "1", "from 2 to 1048576"},
+		{"--accelerate-max-sockets", "100", "more than --accelerate-max-sockets"},
+		{"--accelerate-max-sockets-per-pod", "32769", "more than --accelerate-max-sockets"},
+		{"--accelerate-max-bytes", "4095", "from 4096 to 1073741824"},
+		{"--accelerate-max-messages", "0", "from 1 to 1048576"},
+		{"--accelerate-budget", "1099511627777", "from 0 to 1099511627776"},
+		{"--accelerate-budget", "9999999999999999", "from 0 to 1099511627776"},
+		{"--accelerate-budget", "0", "more than --accelerate-budget"},
+		{"--accelerate-pod-budget", "268435457", "more than --accelerate-budget"},
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct error err = {0};
+		struct options o;
+
+		CHECK_EQ(parse(WORDS(cases[i].flag, cases[i].value), &o, &err), -EINVAL);
+		CHECK_HAS(err.text, cases[i].part);
+		options_done(&o);
+	}
+	return TEST_OK;
+}
+
 TEST(what_has_no_effect_yet_is_told_when_it_is_given)
 {
 	struct options o;
@@ -304,7 +365,7 @@ TEST(what_has_no_effect_yet_is_told_when_it_is_given)
 			   "--ztunnel-socket", "/x", "--run-dir", "/y"),
 		     &o, &err));
 	options_without_effect(&o, count_without_effect);
-	CHECK_EQ(n_without_effect, 3);
+	CHECK_EQ(n_without_effect, 2);
 	options_done(&o);
 	return TEST_OK;
 }
@@ -317,6 +378,14 @@ TEST(help_and_dump_name_every_option)
 		"drop-invalid",
 		"reconcile-seconds",
 		"accelerate",
+		"accelerate-learning",
+		"accelerate-max-sockets",
+		"accelerate-max-sockets-per-pod",
+		"accelerate-max-bytes",
+		"accelerate-max-messages",
+		"accelerate-budget",
+		"accelerate-pod-budget",
+		"accelerate-ignore-known-bugs",
 		"mesh",
 		"run-dir",
 		"bpffs-dir",

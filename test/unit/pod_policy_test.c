@@ -538,6 +538,7 @@ TEST(every_traffic_annotation_is_read)
 			"4294967294", "sockmesh.io/accelerate", "full"),
 		 0);
 	CHECK(!d.settings.outbound_include_all && d.settings.inbound_include_all);
+	CHECK_EQ(d.accelerate, ACCELERATE_WISH_FULL);
 	plan = plan_of(&d);
 	pod_decision_done(&d);
 	CHECK_EQ(plan->dns_port, 15053);
