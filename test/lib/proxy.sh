@@ -13,6 +13,8 @@
 
 PROXY_KIND=''	 # envoy or haproxy
 PROXY_PROGRAM='' # a copy that every user may run, whatever the modes above our own tree
+ENVOY_HOP=http1	 # what one sidecar speaks to the next: http1, http2, or mtls (HTTP/1.1 in mutual TLS)
+HAPROXY_OPTIONS='' # further lines for its `defaults`
 declare -A PROXY_PID=()
 
 # Takes the proxy that can be had. Sets PROXY_WHY when it is not Envoy.
@@ -43,6 +45,52 @@ proxy_access_log() { # POD
 }
 
 # ---- Envoy -------------------------------------------------------------------------------------
+
+# A key and its certificate, which every sidecar has and is the only one that they trust.
+envoy_tls() { # POD
+	local dir=$NODE_DIR/tls
+	if [ ! -e "$dir/cert.pem" ]; then
+		mkdir -p "$dir"
+		openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+			-subj /CN=sidecar -keyout "$dir/key.pem" -out "$dir/cert.pem" 2>/dev/null
+	fi
+	install -m 0600 "$dir/key.pem" "$dir/cert.pem" "$(proxy_dir "$1")"
+}
+
+# transport_socket of a hop between sidecars, for SIDE Downstream or Upstream.
+envoy_transport() { # POD SIDE
+	if [ "$ENVOY_HOP" != mtls ]; then
+		echo '{}'
+		return
+	fi
+	jq -nc --arg side "$2" --arg dir "$(proxy_dir "$1")" '{transport_socket: {
+		name: "envoy.transport_sockets.tls",
+		typed_config: ({
+			"@type": ("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3." + $side + "TlsContext"),
+			common_tls_context: {
+				tls_certificates: [{
+					certificate_chain: {filename: ($dir + "/cert.pem")},
+					private_key: {filename: ($dir + "/key.pem")}
+				}],
+				validation_context: {trusted_ca: {filename: ($dir + "/cert.pem")}}
+			}
+		} + if $side == "Downstream" then {require_client_certificate: true} else {} end)
+	}}'
+}
+
+# What a cluster of other sidecars needs beyond HTTP/1.1.
+envoy_hop() { # POD
+	if [ "$ENVOY_HOP" != http2 ]; then
+		envoy_transport "$1" Upstream
+		return
+	fi
+	jq -nc '{typed_extension_protocol_options: {
+		"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+			"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+			explicit_http_config: {http2_protocol_options: {}}
+		}
+	}}'
+}
 
 # One HTTP filter chain to CLUSTER, as JSON. Headers say to the client who saw what.
 envoy_chain() { # POD DIRECTION CLUSTER MATCH-JSON
@@ -109,15 +157,19 @@ envoy_cluster() { # NAME [SOURCE-ADDRESS]
 
 # The listener is `::` with IPv4 beside it; the two inbound chains differ in the source address.
 envoy_config() { # POD FILE
-	local outbound inbound
+	local outbound inbound transport
+	[ "$ENVOY_HOP" != mtls ] || envoy_tls "$1"
+	transport=$(envoy_transport "$1" Downstream)
 	outbound=$(envoy_listener outbound 15001 "$(envoy_chain "$1" outbound original '{}')")
 	inbound=$(envoy_listener inbound 15006 \
 		"$(envoy_chain "$1" inbound app-ipv4 \
 			'{"prefix_ranges":[{"address_prefix":"0.0.0.0","prefix_len":0}]}')" \
 		"$(envoy_chain "$1" inbound app-ipv6 \
 			'{"prefix_ranges":[{"address_prefix":"::","prefix_len":0}]}')")
-	jq -n '{static_resources: {listeners: $ARGS.positional[0:2], clusters: $ARGS.positional[2:]}}' \
-		--jsonargs "$outbound" "$inbound" "$(envoy_cluster original)" \
+	jq -n --argjson hop "$(envoy_hop "$1")" --argjson transport "$transport" '{static_resources: {
+		listeners: [$ARGS.positional[0], ($ARGS.positional[1] | .filter_chains[] += $transport)],
+		clusters: [$ARGS.positional[2] + $hop, $ARGS.positional[3:][]]
+	}}' --jsonargs "$outbound" "$inbound" "$(envoy_cluster original)" \
 		"$(envoy_cluster app-ipv4 127.0.0.6)" "$(envoy_cluster app-ipv6 ::6)" >"$2"
 }
 
@@ -149,6 +201,7 @@ haproxy_config() { # POD FILE [BIND-OPTIONS]
 		    timeout connect 5s
 		    timeout client 30s
 		    timeout server 30s
+		    $HAPROXY_OPTIONS
 		frontend outbound
 		    bind 0.0.0.0:15001
 		    log-format "outbound client=%ci:%cp original=%[dst]:%[dst_port] upstream=%si:%sp status=%ST"
