@@ -7,7 +7,7 @@
  *
  * A kernel sockmap is not TCP: what goes the short way overtakes what went by TCP and is not read
  * yet, knows no window, and ends with its map entry. So whatever is not certain goes by TCP, and
- * nothing is ever deleted from the map.
+ * nothing that is in use is ever deleted from the map.
  */
 #include "accelerate_enter.bpf.h"
 #include "accelerate_way.bpf.h"
@@ -21,6 +21,9 @@ SEC("sockops")
 int accelerate_sockops(struct bpf_sock_ops *ctx)
 {
 	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		connecting_again(ctx);
+		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		connected(ctx);
 		break;
@@ -55,6 +58,16 @@ int accelerate_verdict(struct sk_msg_md *msg)
 		return SK_PASS;
 	s = bpf_sk_storage_get(&accel_streams, sk, NULL, 0);
 	return s ? choose_way(msg, sk, s) : SK_PASS;
+}
+
+SEC("cgroup/sock_release")
+int accelerate_release(struct bpf_sock *ctx)
+{
+	struct accel_stream *s = bpf_sk_storage_get(&accel_streams, ctx, NULL, 0);
+
+	if (s)
+		released(s);
+	return 1;
 }
 
 /*

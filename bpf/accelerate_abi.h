@@ -142,8 +142,16 @@ struct accel_stream {
 	__u64 tcp_messages, tcp_bytes;
 	__u64 told_tcp_messages, told_tcp_bytes;
 	__u32 tries;
-	__u32 is_active;  /* it connected */
-	__u32 is_watched; /* accepted, from a listener that is not known yet */
+	__u32 is_active;   /* it connected */
+	__u32 is_watched;  /* accepted, from a listener that is not known yet */
+	__u64 peer_memcg;  /* the receiver's, which pays for what it has not read */
+	__u32 has_ended;   /* TCP is done with it; under the lock */
+	__u32 is_released; /* its last descriptor is closed; under the lock */
+#ifdef __bpf__
+	struct bpf_spin_lock lock;
+#else
+	__u32 lock;
+#endif
 	__u32 pad;
 };
 

@@ -5,9 +5,10 @@
 /*
  * How much may be outstanding: sent the short way and not read yet. The kernel itself has no bound
  * but the node's TCP memory, and at that send() fails. So each direction is limited in bytes and in
- * messages (a message of one byte takes a kilobyte of the kernel). A small allowance is every
- * direction's own; what is beyond it must be claimed from the budgets of the receiving pod and of
- * the node, so that many slow readers cannot add up to the node's memory.
+ * messages (a message of one byte takes a kilobyte of the kernel, and keeps the page that it is
+ * in). A small allowance is every direction's own; what is beyond it must be claimed from the
+ * budgets of the receiving pod and of the node, so that many slow readers cannot add up to the
+ * node's memory.
  *
  * What has been read is seen when we look into the receiver's queue, which is only done when the
  * estimate without a look is beyond the allowance.
@@ -18,7 +19,7 @@
 #include <bpf/bpf_core_read.h>
 
 enum {
-	MESSAGE_COST = 1024, /* struct sk_msg and its place in a slab, whatever it carries */
+	MESSAGE_COST = 4096, /* struct sk_msg, and a page that one byte may keep */
 	ALLOWANCE = 32 * 1024,
 	CLAIM_CHUNK = 64 * 1024,
 	USER_DATA_FLAGS = 7, /* in the low bits of sk_user_data */
@@ -149,14 +150,32 @@ static __always_inline int memory_is_short(const struct tcp_sock *tp)
 	return value != 0;
 }
 
+/*
+ * The same of the receiver's memory cgroup, which is charged. Its limit, too, would make send()
+ * fail, when TCP would only drop and send again.
+ */
+static __always_inline int reader_is_short(const struct accel_stream *s)
+{
+	const struct mem_cgroup *memcg = (const struct mem_cgroup *)(unsigned long)s->peer_memcg;
+
+	if (!memcg || !(guards & GUARD_PRESSURE))
+		return 0;
+	if (bpf_core_field_exists(memcg->tcpmem_pressure) && BPF_CORE_READ(memcg, tcpmem_pressure))
+		return 1;
+	return bpf_core_field_exists(memcg->socket_pressure) &&
+	       (__s64)(BPF_CORE_READ(memcg, socket_pressure) - bpf_jiffies64()) > 0;
+}
+
 /* 0: there is room for this message. Else the event that says what limit it would go beyond. */
 static __always_inline __u32 no_room(struct accel_stream *s, const struct tcp_sock *tp, __u32 size)
 {
 	__u64 cost = outstanding_cost(s) + size + MESSAGE_COST;
 
+	if (memory_is_short(tp))
+		return ACCEL_SPILL_PRESSURE;
 	if (cost <= ALLOWANCE)
 		return 0;
-	if (memory_is_short(tp))
+	if (reader_is_short(s))
 		return ACCEL_SPILL_PRESSURE;
 	look(s);
 	if (((guards & GUARD_BYTES) && outstanding_bytes(s) + size > max_bytes) ||

@@ -142,7 +142,8 @@ static __always_inline void observe_acceptor(struct bpf_sock_ops *ctx)
 	key.netns = netns_of(ctx, sk);
 	key.port = acceptor_port(sk, key.netns, t.local_port);
 	acceptor_tell(&key, nonblocking);
-	if (is_proxys_listener(key.netns, key.port))
+	/* One that blocks speaks for itself only. */
+	if (nonblocking && is_proxys_listener(key.netns, key.port))
 		acceptor_tell(&any_proxy, nonblocking);
 }
 
@@ -535,39 +536,46 @@ static __always_inline void tell_end(struct accel_stream *s)
 		__sync_fetch_and_add(&pair->brief, 1);
 }
 
-/* What was claimed for bytes that are not read yet stays claimed until their reader has ended. */
+/* Has the other end's last descriptor been closed, and with it the end of all that is unread? */
+static __always_inline int peer_is_settled(const struct accel_stream *s)
+{
+	struct stream_head peer = {};
+
+	bpf_probe_read_kernel(&peer, sizeof(peer), (const void *)(unsigned long)s->peer_stream);
+	return peer.cookie != s->peer;
+}
+
+/*
+ * What was claimed for bytes that are not read yet stays claimed until their reader is settled.
+ * Both ends may end at once: each first says so (the reader) or leaves the claim (we), then looks.
+ */
 static __always_inline void pass_claim_on(struct accel_stream *s)
 {
-	__u64 claimed = s->claimed, *carried;
+	__u64 claimed = s->claimed;
 
 	if (!claimed)
 		return;
-	if (is_all_read(s) || bpf_map_update_elem(&accel_carried, &s->peer, &claimed, BPF_ANY)) {
+	if (peer_is_settled(s) || is_all_read(s) ||
+	    bpf_map_update_elem(&accel_carried, &s->peer, &claimed, BPF_ANY)) {
 		claim_release(s);
 		return;
 	}
 	accel_count(ACCEL_BUDGET_CARRIED);
-	s->claimed = 0;
-	/* It may have ended a moment ago, and looked before we wrote. */
-	if (cookie_at(s->peer_sock) == s->peer)
-		return;
-	carried = bpf_map_lookup_elem(&accel_carried, &s->peer);
-	if (carried && !bpf_map_delete_elem(&accel_carried, &s->peer)) {
-		s->claimed = claimed;
+	if (peer_is_settled(s) && !bpf_map_delete_elem(&accel_carried, &s->peer))
 		claim_release(s);
-	}
+	s->claimed = 0;
 }
 
-static __always_inline void release_carried(struct accel_stream *s)
+static __always_inline void release_carried(struct accel_stream *s, __u64 cookie)
 {
-	__u64 *carried = bpf_map_lookup_elem(&accel_carried, &s->cookie);
+	__u64 *carried = bpf_map_lookup_elem(&accel_carried, &cookie);
 	struct accel_usage *pod = usage_of(s->netns), *node = usage_of(0);
 	__u64 bytes;
 
 	if (!carried)
 		return;
 	bytes = *carried;
-	if (bpf_map_delete_elem(&accel_carried, &s->cookie))
+	if (bpf_map_delete_elem(&accel_carried, &cookie))
 		return;
 	if (pod)
 		__sync_fetch_and_add(&pod->claimed, -bytes);
@@ -575,24 +583,85 @@ static __always_inline void release_carried(struct accel_stream *s)
 		__sync_fetch_and_add(&node->claimed, -bytes);
 }
 
+/* Nothing that came the short way is held for this socket any more. Once. */
+static __always_inline void settle(struct accel_stream *s)
+{
+	__u64 cookie = s->cookie;
+
+	*(volatile __u64 *)&s->cookie = 0;
+	release_carried(s, cookie);
+	give_place(s->netns);
+}
+
+/*
+ * TCP_CLOSE. Unread bytes stay with the socket until its last descriptor is closed, and so do its
+ * place and what was claimed for it: a sender that resets its connections would otherwise get
+ * both back while the kernel still holds the memory. A socket that nobody has accepted, or that
+ * was closed before, has no descriptor.
+ */
 static __always_inline void ended(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct accel_stream *s;
+	int is_last;
 
 	if (!sk)
 		return;
 	s = bpf_sk_storage_get(&accel_streams, sk, NULL, 0);
-	if (!s || !s->cookie)
+	if (!s || !s->cookie || s->has_ended)
 		return;
 	s->wants_tcp = ACCEL_ENDED;
 	tell_end(s);
+	s->way = WAY_TCP;
 	pass_claim_on(s);
-	release_carried(s);
-	give_place(s->netns);
 	if (s->is_active)
 		bpf_map_delete_elem(&accel_ends, &s->ends);
-	s->cookie = 0; /* once */
+	is_last = !BPF_CORE_READ(kernel_sock(sk), sk_socket);
+	bpf_spin_lock(&s->lock);
+	s->has_ended = 1;
+	is_last |= s->is_released;
+	bpf_spin_unlock(&s->lock);
+	if (is_last)
+		settle(s);
+}
+
+/* close() of the last descriptor. */
+static __always_inline void released(struct accel_stream *s)
+{
+	int is_last;
+
+	if (!s->cookie)
+		return;
+	bpf_spin_lock(&s->lock);
+	s->is_released = 1;
+	is_last = s->has_ended;
+	bpf_spin_unlock(&s->lock);
+	if (is_last)
+		settle(s);
+}
+
+/*
+ * TCP_CONNECT_CB of a socket whose earlier connection has ended. TCP has dropped what that one left
+ * unread; so must we, and this is the one entry that is ever deleted.
+ */
+static __always_inline void connecting_again(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct accel_stream *s;
+	__u64 cookie;
+
+	if (!sk)
+		return;
+	s = bpf_sk_storage_get(&accel_streams, sk, NULL, 0);
+	if (!s || !s->has_ended)
+		return;
+	cookie = s->cookie;
+	if (cookie)
+		settle(s);
+	else
+		cookie = bpf_get_socket_cookie(ctx);
+	bpf_map_delete_elem(&accel_sockets, &cookie);
+	bpf_sk_storage_delete(&accel_streams, sk);
 }
 
 #endif

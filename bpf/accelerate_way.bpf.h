@@ -11,7 +11,8 @@
 #include "accelerate_bound.bpf.h"
 
 enum {
-	TRIES_MAX = 64, /* sends by TCP after which a direction stays there */
+	TRIES_MAX = 64,	    /* sends by TCP after which a direction stays there */
+	TRIES_BLOCKING = 4, /* the same, to a socket that is blocking */
 	O_NONBLOCK_ = 04000,
 	TCP_ESTABLISHED_STATE = 1,
 	TCP_CLOSE_STATE = 7,
@@ -159,7 +160,8 @@ static __always_inline int may_become_short(struct accel_stream *s, const struct
 	}
 	nonblocking = is_nonblocking(sock_at(s->peer_sock), &known);
 	if ((guards & GUARD_NONBLOCKING) && !nonblocking) {
-		if (!known)
+		/* Not accepted yet, or between accept() and fcntl(). */
+		if (!known || s->tries < TRIES_BLOCKING)
 			return not_yet(s, ACCEL_PEER_UNKNOWN);
 		tell_blocking(s);
 		by_tcp(s, ACCEL_ACCEPTOR_BLOCKING);
@@ -172,6 +174,11 @@ static __always_inline int may_become_short(struct accel_stream *s, const struct
 	}
 	if ((guards & GUARD_ORDER) && BPF_CORE_READ(peer, copied_seq) != tp->write_seq)
 		return not_yet(s, ACCEL_NEVER_DRAINED);
+	s->peer_memcg = (__u64)BPF_CORE_READ(peer, inet_conn.icsk_inet.sk.sk_memcg);
+	if (reader_is_short(s)) {
+		by_tcp(s, ACCEL_SPILL_PRESSURE);
+		return 0;
+	}
 	accel_count(s->way == WAY_UNDECIDED ? ACCEL_SHORT_AT_ONCE : ACCEL_SHORT_LATER);
 	s->way = WAY_SHORT;
 	return 1;
@@ -184,6 +191,8 @@ static __always_inline __u32 has_changed(struct bpf_sock *sk, struct accel_strea
 	struct stream_head peer = {};
 	__u32 state = *(volatile __u32 *)&sk->state, why;
 
+	if (!s->cookie)
+		return ACCEL_ENDED; /* connected anew, and not by us */
 	if ((guards & GUARD_STATE) && state != TCP_ESTABLISHED_STATE &&
 	    state != TCP_CLOSE_WAIT_STATE)
 		return ACCEL_ENDED; /* TCP knows what send() has to say */
@@ -204,6 +213,18 @@ static __always_inline __u32 has_changed(struct bpf_sock *sk, struct accel_strea
 	return peer.wants_tcp;
 }
 
+/*
+ * A program that takes a read of less than it asked for as "there is no more", and then waits for
+ * an edge, must not find bytes of both ways at once: those that came by TCP would wait for another
+ * edge. So whatever can wait changes the way only when all that was sent has been read.
+ */
+static __always_inline int must_change(const struct accel_stream *s, __u32 why)
+{
+	int can_wait = why == ACCEL_STOPPED || why == ACCEL_LOWAT || why == ACCEL_TURNED_BLOCKING;
+
+	return s->way != WAY_SHORT || !can_wait || is_all_read(s);
+}
+
 /* The program's verdict; with a target set in msg, SK_PASS is the short way. */
 static __always_inline int choose_way(struct sk_msg_md *msg, struct bpf_sock *sk,
 				      struct accel_stream *s)
@@ -217,7 +238,7 @@ static __always_inline int choose_way(struct sk_msg_md *msg, struct bpf_sock *sk
 	if (!tp)
 		goto tcp;
 	why = has_changed(sk, s, tp);
-	if (why) {
+	if (why && must_change(s, why)) {
 		by_tcp(s, why);
 		goto tcp;
 	}

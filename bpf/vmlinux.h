@@ -116,11 +116,17 @@ struct sock {
 	struct socket *sk_socket;
 	int sk_rcvlowat;
 	void *sk_user_data;
+	struct mem_cgroup *sk_memcg;
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
 	__u16 sk_type;
 	__u16 sk_protocol;
+};
+
+struct mem_cgroup {
+	unsigned long socket_pressure; /* jiffies; cgroup v2 */
+	int tcpmem_pressure;	       /* cgroup v1 */
 };
 
 struct tcp_ulp_ops;

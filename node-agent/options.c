@@ -858,6 +858,15 @@ static int resolve_custom_mesh(struct options *options, struct mesh_preset *mesh
 	return 0;
 }
 
+/*
+ * Envoy reads until there is nothing left. Linkerd's proxy takes a short read for the last, and
+ * about a custom one nothing is known.
+ */
+static bool has_known_proxy(const char *mesh)
+{
+	return !strcmp(mesh, "istio") || !strcmp(mesh, "kuma") || !strcmp(mesh, "osm");
+}
+
 static int resolve_mesh(struct options *options, struct error *err)
 {
 	static const enum option_id custom_only[] = {OPTION_OUTBOUND_PORT, OPTION_INBOUND_PORT,
@@ -868,8 +877,8 @@ static int resolve_mesh(struct options *options, struct error *err)
 	for (int i = 0; i < MESH_COUNT_; i++)
 		if (!strcmp(mesh_presets[i].name, options->text[OPTION_MESH]))
 			*mesh = mesh_presets[i];
-	options->accelerate.unknown_proxy = !strcmp(options->text[OPTION_MESH], "custom");
-	if (options->accelerate.unknown_proxy)
+	options->accelerate.unknown_proxy = !has_known_proxy(options->text[OPTION_MESH]);
+	if (!strcmp(options->text[OPTION_MESH], "custom"))
 		return resolve_custom_mesh(options, mesh, err);
 	for (size_t i = 0; i < sizeof(custom_only) / sizeof(custom_only[0]); i++)
 		if (is_set(options, custom_only[i]))
@@ -918,30 +927,49 @@ static int resolve_redirect(struct options *options, struct error *err)
 	return 0;
 }
 
+/* A pod's share of a limit of the node. One that nobody has given follows a smaller limit. */
+static int check_share(const struct options *options, enum option_id share, enum option_id limit,
+		       uint64_t *value, struct error *err)
+{
+	uint64_t most = number64_of(options, limit);
+	char reason[128];
+
+	*value = number64_of(options, share);
+	if (*value <= most)
+		return 0;
+	if (options->source[share] == SOURCE_DEFAULT) {
+		*value = most;
+		return 0;
+	}
+	snprintf(reason, sizeof(reason), "more than --%s %s", specs[limit].name,
+		 options->text[limit]);
+	return value_error(options, share, reason, err);
+}
+
 static int resolve_accelerate(struct options *options, struct error *err)
 {
 	struct accelerate_config *a = &options->accelerate;
+	uint64_t share;
+	int r;
 
 	/* A choice that check_value() has passed. */
 	accelerate_policy_parse(options->text[OPTION_ACCELERATE], &a->policy);
 	a->learning = !strcmp(options->text[OPTION_ACCELERATE_LEARNING], "yes");
 	a->ignore_known_bugs = !strcmp(options->text[OPTION_ACCELERATE_IGNORE_KNOWN_BUGS], "yes");
 	a->max_sockets = number_of(options, OPTION_ACCELERATE_MAX_SOCKETS, 0);
-	a->max_sockets_per_pod = number_of(options, OPTION_ACCELERATE_MAX_SOCKETS_PER_POD, 0);
 	a->max_bytes = number_of(options, OPTION_ACCELERATE_MAX_BYTES, 0);
 	a->max_messages = number_of(options, OPTION_ACCELERATE_MAX_MESSAGES, 0);
 	a->budget = number64_of(options, OPTION_ACCELERATE_BUDGET);
-	a->pod_budget = number64_of(options, OPTION_ACCELERATE_POD_BUDGET);
 	a->max_pods = options->redirect.max_pods;
 	a->bpffs_dir = options->redirect.bpffs_dir;
 	a->state_dir = options->run_dir;
-	if (a->max_sockets_per_pod > a->max_sockets)
-		return value_error(options, OPTION_ACCELERATE_MAX_SOCKETS_PER_POD,
-				   "more than --accelerate-max-sockets", err);
-	if (a->pod_budget > a->budget)
-		return value_error(options, OPTION_ACCELERATE_POD_BUDGET,
-				   "more than --accelerate-budget", err);
-	return 0;
+	r = check_share(options, OPTION_ACCELERATE_MAX_SOCKETS_PER_POD,
+			OPTION_ACCELERATE_MAX_SOCKETS, &share, err);
+	if (r)
+		return r;
+	a->max_sockets_per_pod = (uint32_t)share;
+	return check_share(options, OPTION_ACCELERATE_POD_BUDGET, OPTION_ACCELERATE_BUDGET,
+			   &a->pod_budget, err);
 }
 
 static int resolve_rest(struct options *options, struct error *err)

@@ -118,10 +118,7 @@ static void load(struct accelerate *a)
 static void explain(struct accelerate *a)
 {
 	a->most = accelerate_most(a->cfg.policy);
-	snprintf(a->reason, sizeof(a->reason), "%s",
-		 a->cfg.policy == ACCELERATE_PROXY
-			 ? "--accelerate proxy, and the probe found nothing that is against it"
-			 : a->probe.reason);
+	accelerate_explain(a->cfg.policy, a->cfg.unknown_proxy, a->probe.reason, a->reason);
 	if (a->cfg.policy == ACCELERATE_FULL)
 		log_write(LOG_WARN,
 			  "--accelerate full is at the operator's own risk: applications that this "
@@ -162,6 +159,9 @@ static void choose(struct accelerate *a, const struct accelerate_host *host)
 {
 	struct error err = {0};
 
+	/* It is in the names of the pins, also of those that are only retired. */
+	if (host)
+		a->host.netns_by_inode = host->netns_by_inode;
 	if (a->cfg.policy == ACCELERATE_OFF)
 		set_off(a, "--accelerate off");
 	else if (!host)
@@ -183,6 +183,7 @@ int accelerate_open(const struct accelerate_config *cfg, const struct accelerate
 	a->cfg = *cfg;
 	a->loop = loop;
 	a->cgroup_fd = -1;
+	a->recount = true;
 	choose(a, host);
 	r = retire_others(a, err);
 	if (!r)
@@ -221,10 +222,10 @@ void accelerate_heal(struct accelerate *a, const struct accelerate_host *host)
 
 	if (!a->skel || !host)
 		return;
-	accelerate_pods_settle(a);
 	r = take_host(a, host, &err);
 	if (!r)
 		r = accelerate_pins_heal(a, &err);
+	accelerate_pods_settle(a);
 	if (r)
 		log_error(a->heal_failed ? LOG_DEBUG : LOG_ERROR, &err,
 			  "the accelerator is not complete", NULL);

@@ -41,7 +41,7 @@ struct accelerate_config {
 	enum accelerate_policy policy;
 	bool learning;		/* --accelerate-learning; without it nothing is ever left alone */
 	bool ignore_known_bugs; /* --accelerate-ignore-known-bugs: of the table of releases */
-	bool unknown_proxy;	/* --mesh custom: auto leaves pods that do not ask alone */
+	bool unknown_proxy;	/* of this mesh: auto leaves pods that do not ask alone */
 	uint32_t max_pods;
 	uint32_t max_sockets, max_sockets_per_pod; /* in the map */
 	uint32_t max_bytes, max_messages; /* outstanding in one direction of one connection */

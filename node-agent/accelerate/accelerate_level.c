@@ -87,6 +87,27 @@ decided(enum accel_level level, char *ret_reason, const char *format, ...)
 	return level;
 }
 
+void accelerate_explain(enum accelerate_policy policy, bool unknown_proxy, const char *probed,
+			char ret_reason[static ACCELERATE_REASON_MAX])
+{
+	static const char *const whom[] = {
+		[ACCELERATE_OFF] = "nothing",
+		[ACCELERATE_PROXY] = "proxy for all pods, and full for none",
+		[ACCELERATE_AUTO] = "proxy for all pods, full for those that ask",
+		[ACCELERATE_FULL_ADVISED] =
+			"proxy for all pods, full for those that ask or are cleared",
+		[ACCELERATE_FULL] = "full for all pods",
+	};
+	bool asked =
+		unknown_proxy && (policy == ACCELERATE_AUTO || policy == ACCELERATE_FULL_ADVISED);
+
+	snprintf(ret_reason, ACCELERATE_REASON_MAX, "--accelerate %s: %s%s%s",
+		 accelerate_policy_name(policy),
+		 asked ? "only pods that ask, as this mesh's proxy is not known" : whom[policy],
+		 policy == ACCELERATE_PROXY ? "" : "; here ",
+		 policy == ACCELERATE_PROXY ? "" : probed);
+}
+
 /* A pod that has not asked for less, on a node that may go beyond proxy. */
 static enum accel_level decide_full(const struct accelerate_facts *facts, char *ret_reason)
 {
@@ -116,12 +137,13 @@ enum accel_level accelerate_decide(const struct accelerate_facts *facts,
 		return decided(ACCEL_OFF, ret_reason, ANNOTATION " is off");
 	if (facts->wish == ACCELERATE_WISH_PROXY)
 		return decided(ACCEL_PROXY, ret_reason, ANNOTATION " is proxy");
-	/* One that splices, HAProxy for one, would stall: nobody's guess. */
+	/* One that splices, or takes a short read for the last, would stall: nobody's guess. */
 	if (facts->unknown_proxy && facts->wish == ACCELERATE_WISH_NONE &&
 	    (facts->policy == ACCELERATE_AUTO || facts->policy == ACCELERATE_FULL_ADVISED))
-		return decided(ACCEL_OFF, ret_reason,
-			       "--mesh custom: it is not known that its proxy never splices; "
-			       "--accelerate proxy or " ANNOTATION " says so");
+		return decided(
+			ACCEL_OFF, ret_reason,
+			"it is not known that this mesh's proxy reads until there is nothing "
+			"left and never splices; --accelerate proxy or " ANNOTATION " says so");
 	if (facts->policy != ACCELERATE_PROXY)
 		return decide_full(facts, ret_reason);
 	if (facts->wish == ACCELERATE_WISH_FULL)

@@ -159,6 +159,40 @@ static int set_misfits_aside(const struct accelerate *a, struct error *err)
 	return error_set(err, errno, "set %s aside", from);
 }
 
+int accelerate_pins_map(const struct accelerate *a, const char *name, size_t key_size,
+			size_t value_size)
+{
+	char version[NAME_LENGTH_MAX];
+	struct bpf_map_info info;
+	scoped_fd int fd = -1;
+
+	own_name(a, version);
+	fd = open_map(a->cfg.bpffs_dir, version, name);
+	if (fd < 0 || map_info(fd, &info) || info.key_size != key_size ||
+	    info.value_size != value_size)
+		return -1;
+	return take_fd(&fd);
+}
+
+/* What is in it is in use: the map stays as large as it was made. */
+static void take_size(struct accelerate *a, const struct bpf_map *map,
+		      const struct bpf_map_info *info)
+{
+	char entries[16], asked[16];
+
+	if (info->max_entries >= bpf_map__max_entries(map))
+		return;
+	if (map == a->skel->maps.accel_sockets)
+		a->max_sockets = info->max_entries;
+	snprintf(entries, sizeof(entries), "%u", info->max_entries);
+	snprintf(asked, sizeof(asked), "%u", bpf_map__max_entries(map));
+	log_write(
+		LOG_WARN,
+		"a map of the accelerator is in use and smaller than asked for: it stays so until "
+		"an agent has run with --accelerate off and its last socket was closed",
+		"map", bpf_map__name(map), "entries", entries, "asked", asked, NULL);
+}
+
 static int share_map(struct accelerate *a, struct bpf_map *map, struct error *err)
 {
 	struct bpf_map *shared = host_map(a, map);
@@ -173,8 +207,8 @@ static int share_map(struct accelerate *a, struct bpf_map *map, struct error *er
 	fd = open_own_map(a, map);
 	if (fd < 0)
 		return 0;
-	if (map == a->skel->maps.accel_sockets && !map_info(fd, &info))
-		a->max_sockets = info.max_entries;
+	if (!map_info(fd, &info))
+		take_size(a, map, &info);
 	if (bpf_map__reuse_fd(map, fd))
 		return error_set(err, errno, "take over the pinned map %s", bpf_map__name(map));
 	return 0;
@@ -247,17 +281,7 @@ static void set_knobs(struct accelerate *a)
 {
 	const struct accelerate_config *cfg = &a->cfg;
 
-	if (a->max_sockets != cfg->max_sockets) {
-		char kept[16];
-
-		snprintf(kept, sizeof(kept), "%u", a->max_sockets);
-		log_write(LOG_WARN,
-			  "--accelerate-max-sockets is not what the map in use was made for, which "
-			  "stays as it is: its sockets hold data",
-			  "map", kept, NULL);
-	}
-	a->skel->rodata->max_sockets =
-		a->max_sockets < cfg->max_sockets ? a->max_sockets : cfg->max_sockets;
+	a->skel->rodata->max_sockets = a->max_sockets;
 	a->skel->rodata->max_sockets_per_pod = cfg->max_sockets_per_pod;
 	a->skel->rodata->max_bytes = cfg->max_bytes;
 	a->skel->rodata->max_messages = cfg->max_messages;
@@ -273,7 +297,8 @@ static bool is_on_cgroup(const struct bpf_program *prog)
 {
 	enum bpf_prog_type type = bpf_program__type(prog);
 
-	return type == BPF_PROG_TYPE_SOCK_OPS || type == BPF_PROG_TYPE_CGROUP_SOCKOPT;
+	return type == BPF_PROG_TYPE_SOCK_OPS || type == BPF_PROG_TYPE_CGROUP_SOCKOPT ||
+	       type == BPF_PROG_TYPE_CGROUP_SOCK;
 }
 
 static int attach_to_cgroup(struct accelerate *a, struct error *err)
@@ -309,13 +334,13 @@ static int attach(struct accelerate *a, struct error *err)
 	return attach_to_cgroup(a, err);
 }
 
-static int release_brake(struct accelerate *a, struct error *err)
+int accelerate_pins_brake(struct accelerate *a, bool stopped, struct error *err)
 {
-	struct accel_control control = {0};
+	struct accel_control control = {.stopped = stopped};
 	__u32 zero = 0;
 
 	if (bpf_map_update_elem(bpf_map__fd(a->skel->maps.accel_control), &zero, &control, BPF_ANY))
-		return error_set(err, errno, "start the accelerator");
+		return error_set(err, errno, "%s the accelerator", stopped ? "stop" : "start");
 	return 0;
 }
 
@@ -341,26 +366,67 @@ int accelerate_pins_load(struct accelerate *a, struct error *err)
 	r = keep_maps(a, err);
 	if (!r)
 		r = attach(a, err);
-	return r ? r : release_brake(a, err);
+	return r ? r : accelerate_pins_brake(a, false, err);
+}
+
+static int check_links(const struct accelerate *a, struct error *ret_why)
+{
+	struct bpf_program *prog;
+	struct stat st;
+
+	if (fstat(a->cgroup_fd, &st) < 0)
+		return error_set(ret_why, errno, "stat the pods' cgroup");
+	bpf_object__for_each_program (prog, a->skel->obj) {
+		char path[ACCELERATE_PATH_MAX];
+		int r;
+
+		if (!is_on_cgroup(prog) || !bpf_program__autoload(prog))
+			continue;
+		own_path(a, "links", bpf_program__name(prog), path);
+		r = ebpf_pins_check(path, st.st_ino, NULL, ret_why);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static int check_maps(const struct accelerate *a, struct error *ret_why)
+{
+	struct bpf_map *map;
+
+	bpf_object__for_each_map (map, a->skel->obj) {
+		char path[ACCELERATE_PATH_MAX];
+
+		own_path(a, "maps", bpf_map__name(map), path);
+		if (!is_internal(map) && !host_map(a, map) && access(path, F_OK) < 0)
+			return error_set(ret_why, ENODEV, "map %s is gone", path);
+	}
+	return 0;
+}
+
+static int check_brake(const struct accelerate *a, struct error *ret_why)
+{
+	struct accel_control control = {0};
+	__u32 zero = 0;
+
+	if (!bpf_map_lookup_elem(bpf_map__fd(a->skel->maps.accel_control), &zero, &control) &&
+	    control.stopped)
+		return error_set(ret_why, ECANCELED, "the accelerator was stopped");
+	return 0;
 }
 
 int accelerate_pins_heal(struct accelerate *a, struct error *err)
 {
-	struct bpf_program *prog;
 	struct error why = {0};
-	struct stat st;
-	int r = 0;
+	int r = check_links(a, &why);
 
-	if (fstat(a->cgroup_fd, &st) < 0)
-		return error_set(err, errno, "stat the pods' cgroup");
-	bpf_object__for_each_program (prog, a->skel->obj) {
-		char path[ACCELERATE_PATH_MAX];
-
-		if (r || !is_on_cgroup(prog) || !bpf_program__autoload(prog))
-			continue;
-		own_path(a, "links", bpf_program__name(prog), path);
-		r = ebpf_pins_check(path, st.st_ino, NULL, &why);
-	}
+	/* What ended meanwhile was not seen to end. */
+	if (r)
+		a->recount = true;
+	else
+		r = check_maps(a, &why);
+	if (!r)
+		r = check_brake(a, &why);
 	if (!r)
 		return 0;
 	/* The directories too may have been removed. */
@@ -368,12 +434,13 @@ int accelerate_pins_heal(struct accelerate *a, struct error *err)
 	if (!r)
 		r = keep_maps(a, err);
 	if (!r)
-		r = attach_to_cgroup(a, err);
+		r = attach(a, err);
+	if (!r)
+		r = accelerate_pins_brake(a, false, err);
 	if (r)
 		return error_wrap(err, "%s, attaching again", why.text);
 	log_error(LOG_WARN, &why,
-		  "the accelerator's programs were detached by somebody else and attached again",
-		  NULL);
+		  "somebody else changed the accelerator: it is attached again and goes on", NULL);
 	return 0;
 }
 
@@ -414,22 +481,6 @@ static size_t count_sockets(const char *bpffs_dir, const char *name, size_t max)
 	return n;
 }
 
-static int remove_files(const char *path, struct error *err)
-{
-	scoped_dir DIR *dir = opendir(path);
-	struct dirent *entry;
-
-	if (!dir)
-		return errno == ENOENT ? 0 : error_set(err, errno, "open %s", path);
-	while ((entry = readdir(dir)))
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
-		    unlinkat(dirfd(dir), entry->d_name, 0) < 0 && errno != ENOENT)
-			return error_set(err, errno, "remove %s/%s", path, entry->d_name);
-	if (rmdir(path) < 0 && errno != ENOENT)
-		return error_set(err, errno, "remove %s", path);
-	return 0;
-}
-
 /* Links first, so that nothing enters a map that is about to go. */
 static int remove_version(const char *bpffs_dir, const char *name, struct error *err)
 {
@@ -440,7 +491,7 @@ static int remove_version(const char *bpffs_dir, const char *name, struct error 
 		int r;
 
 		path_in(bpffs_dir, name, parts[i], "", path);
-		r = remove_files(path, err);
+		r = ebpf_pins_remove_directory(path, err);
 		if (r)
 			return r;
 	}

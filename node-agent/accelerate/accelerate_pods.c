@@ -55,6 +55,7 @@ static int write_address(struct accelerate *a, const struct accelerate_address *
 	return 0;
 }
 
+/* Here only; write_address() tells the kernel. */
 static int add_address(struct accelerate *a, const struct addr16 *addr, uint64_t cookie,
 		       struct error *err)
 {
@@ -69,7 +70,7 @@ static int add_address(struct accelerate *a, const struct addr16 *addr, uint64_t
 	}
 	address->owners++;
 	address->cookies ^= cookie;
-	return write_address(a, address, err);
+	return 0;
 }
 
 static void remove_address(struct accelerate *a, const struct addr16 *addr, uint64_t cookie)
@@ -214,11 +215,8 @@ static int write_level(struct accelerate *a, const struct accelerate_known *know
 		       struct error *err)
 {
 	struct accel_pod value = {.level = known->level, .workload = known->workload};
-	int r;
+	int r = make_usage(a, 0, err);
 
-	if (!a->skel)
-		return 0;
-	r = make_usage(a, 0, err);
 	if (!r)
 		r = make_usage(a, known->cookie, err);
 	if (!r && bpf_map_update_elem(bpf_map__fd(a->skel->maps.accel_pods), &known->cookie, &value,
@@ -227,6 +225,26 @@ static int write_level(struct accelerate *a, const struct accelerate_known *know
 	return r;
 }
 
+static int tell_kernel(struct accelerate *a, const struct accelerate_known *known,
+		       struct error *err)
+{
+	int r = 0;
+
+	if (!a->skel)
+		return 0;
+	for (size_t i = 0; i < known->n_addresses && !r; i++)
+		r = write_address(a, *find_address(a, &known->addresses[i]), err);
+	return r ? r : write_level(a, known, err);
+}
+
+static bool is_full(int r)
+{
+	return r == -E2BIG || r == -ENOSPC;
+}
+
+static void forget_stale(struct accelerate *a);
+
+/* What cannot be told leaves the pod on TCP, and is tried again by accelerate_pods_settle(). */
 static int set_level(struct accelerate *a, struct accelerate_known *known, struct error *err)
 {
 	const struct accelerate_facts facts = {
@@ -237,9 +255,23 @@ static int set_level(struct accelerate *a, struct accelerate_known *known, struc
 		.cleared = accelerate_workload_cleared(a, known->workload),
 		.workload = accelerate_workload_name(a, known->workload) ?: "-",
 	};
+	struct error why = {0};
+	int r;
 
 	known->level = accelerate_decide(&facts, known->reason);
-	return write_level(a, known, err);
+	r = tell_kernel(a, known, &why);
+	if (is_full(r)) {
+		forget_stale(a);
+		r = tell_kernel(a, known, &why);
+	}
+	known->untold = r;
+	if (!r)
+		return 0;
+	known->level = ACCEL_OFF;
+	snprintf(known->reason, sizeof(known->reason), "%s%.180s; it is tried again",
+		 is_full(r) ? "a map of the accelerator is full: " : "", why.text);
+	bpf_map_delete_elem(bpf_map__fd(a->skel->maps.accel_pods), &known->cookie);
+	return error_set(err, -r, "%s", known->reason);
 }
 
 int accelerate_pod_set(struct accelerate *a, const struct accelerate_pod *pod, struct error *err)
@@ -258,11 +290,11 @@ int accelerate_pod_set(struct accelerate *a, const struct accelerate_pod *pod, s
 	}
 	if (!r)
 		r = set_addresses(a, known, pod, err);
-	if (!r)
-		r = set_level(a, known, err);
-	if (r)
+	if (r) {
 		accelerate_pod_remove(a, pod->cookie);
-	return r;
+		return r;
+	}
+	return set_level(a, known, err);
 }
 
 /* Sockets that it still has in the map are counted down to the last, so its usage stays till then.
@@ -345,15 +377,15 @@ const char *accelerate_pod_reason(const struct accelerate *a, uint64_t cookie)
  * change it; what does not fit the list goes the next time.
  */
 typedef bool (*is_stale_fn)(struct accelerate *a, int fd, const void *key);
-static void delete_stale(struct accelerate *a, int fd, size_t key_size, is_stale_fn is_stale)
+static size_t delete_stale(struct accelerate *a, int fd, size_t key_size, is_stale_fn is_stale)
 {
 	enum { LIST_MAX = 4096 };
-	unsigned char key[sizeof(struct addr16)];
+	unsigned char key[sizeof(struct accel_end_key)];
 	unsigned char *list = calloc(LIST_MAX, key_size);
 	size_t n = 0;
 
 	if (!list)
-		return;
+		return 0;
 	for_each_accel_key(fd, key)
 	{
 		if (n == LIST_MAX)
@@ -364,6 +396,7 @@ static void delete_stale(struct accelerate *a, int fd, size_t key_size, is_stale
 	for (size_t i = 0; i < n; i++)
 		bpf_map_delete_elem(fd, list + i * key_size);
 	free(list);
+	return n;
 }
 
 static bool is_stale_pod(struct accelerate *a, int fd, const void *key)
@@ -394,14 +427,111 @@ static bool is_stale_usage(struct accelerate *a, int fd, const void *key)
 	       !usage.sockets && !usage.claimed;
 }
 
-void accelerate_pods_settle(struct accelerate *a)
+static void forget_stale(struct accelerate *a)
 {
-	if (!a->skel)
-		return;
 	delete_stale(a, bpf_map__fd(a->skel->maps.accel_pods), sizeof(uint64_t), is_stale_pod);
 	delete_stale(a, bpf_map__fd(a->skel->maps.accel_addresses), sizeof(struct addr16),
 		     is_stale_address);
 	delete_stale(a, bpf_map__fd(a->skel->maps.accel_usage), sizeof(uint64_t), is_stale_usage);
+}
+
+/* ---- counting anew -------------------------------------------------------------------------- */
+
+static bool is_any(struct accelerate *a, int fd, const void *key)
+{
+	(void)a;
+	(void)fd;
+	(void)key;
+	return true;
+}
+
+static void empty(struct accelerate *a, const struct bpf_map *map)
+{
+	uint32_t left = bpf_map__max_entries(map);
+	size_t n;
+
+	/* Bounded, should the kernel ever refuse to delete. */
+	do {
+		n = delete_stale(a, bpf_map__fd(map), bpf_map__key_size(map), is_any);
+		left -= n < left ? n : left;
+	} while (n && left);
+}
+
+static void zero_usage(struct accelerate *a, uint64_t netns)
+{
+	int fd = bpf_map__fd(a->skel->maps.accel_usage);
+	struct accel_usage usage, none = {0};
+
+	if (!bpf_map_lookup_elem(fd, &netns, &usage) && (usage.sockets || usage.claimed))
+		bpf_map_update_elem(fd, &netns, &none, BPF_EXIST);
+}
+
+static bool is_usage_of_unknown(struct accelerate *a, int fd, const void *key)
+{
+	uint64_t cookie;
+
+	(void)fd;
+	memcpy(&cookie, key, sizeof(cookie));
+	return cookie && !accelerate_known(a, cookie);
+}
+
+static bool has_sockets(const struct accelerate *a)
+{
+	unsigned char cookie[sizeof(uint64_t)];
+
+	return !bpf_map_get_next_key(bpf_map__fd(a->skel->maps.accel_sockets), NULL, cookie);
+}
+
+/*
+ * What sockets hold is given back when they end, by programs that see it: those that ended while
+ * the programs were detached hold it for ever. With no socket in the map nobody holds anything.
+ * Stopped meanwhile, so that nobody enters between the look and the zeroes.
+ */
+static void recount(struct accelerate *a)
+{
+	struct error err = {0};
+
+	if (accelerate_pins_brake(a, true, &err)) {
+		log_error(LOG_WARN, &err, "cannot count the accelerator's sockets anew", NULL);
+		return;
+	}
+	if (!has_sockets(a)) {
+		delete_stale(a, bpf_map__fd(a->skel->maps.accel_usage), sizeof(uint64_t),
+			     is_usage_of_unknown);
+		for (size_t i = 0; i < ACCELERATE_BUCKETS; i++)
+			for (const struct accelerate_known *known = a->pods[i]; known;
+			     known = known->next)
+				zero_usage(a, known->cookie);
+		zero_usage(a, 0);
+		empty(a, a->skel->maps.accel_ends);
+		empty(a, a->skel->maps.accel_carried);
+		a->recount = false;
+	}
+	if (accelerate_pins_brake(a, false, &err))
+		log_error(LOG_ERROR, &err, "the accelerator stays stopped", NULL);
+}
+
+static void tell_untold(struct accelerate *a)
+{
+	for (size_t i = 0; i < ACCELERATE_BUCKETS; i++)
+		for (struct accelerate_known *known = a->pods[i]; known; known = known->next) {
+			struct error err = {0};
+
+			if (known->untold && !set_level(a, known, &err))
+				log_write(LOG_INFO, "the accelerator has room for the pod again",
+					  "namespace", known->ns, "pod", known->name, NULL);
+		}
+}
+
+void accelerate_pods_settle(struct accelerate *a)
+{
+	if (!a->skel)
+		return;
+	forget_stale(a);
+	tell_untold(a);
+	/* Looked at first: the brake would send sockets that are there to TCP. */
+	if (a->recount && !has_sockets(a))
+		recount(a);
 }
 
 void accelerate_pods_done(struct accelerate *a)

@@ -38,6 +38,7 @@ struct accelerate_known { /* a pod that was set */
 	char reason[ACCELERATE_REASON_MAX];
 	struct addr16 *addresses; /* each once */
 	size_t n_addresses;
+	bool untold; /* the kernel's maps have no room for it yet */
 };
 
 struct accelerate_workload {
@@ -58,7 +59,8 @@ struct accelerate {
 
 	enum accel_level most; /* that a pod may get here */
 	char reason[ACCELERATE_REASON_MAX];
-	uint32_t max_sockets; /* as the map that was taken over allows */
+	uint32_t max_sockets; /* or fewer, as the map that was taken over allows */
+	bool recount;	      /* places and budgets may be held by nobody */
 
 	struct accelerate_known *pods[ACCELERATE_BUCKETS];
 	struct accelerate_address *addresses[ACCELERATE_BUCKETS];
@@ -111,8 +113,16 @@ void accelerate_pods_done(struct accelerate *a);
  * After a failure accelerate_pins_retire() removes what was made.
  */
 int accelerate_pins_load(struct accelerate *a, struct error *err);
-/* The programs are on the cgroup that the engine's are on, and are put there if they are not. */
+/*
+ * The programs are on the cgroup that the engine's are on, maps and links are pinned, and nobody
+ * has stopped it: what is not so is made so.
+ */
 int accelerate_pins_heal(struct accelerate *a, struct error *err);
+/* stopped: nothing enters, and every direction goes to TCP at its next send. */
+int accelerate_pins_brake(struct accelerate *a, bool stopped, struct error *err);
+/* A pinned map of our own version, also where it is not loaded; -1: none of that layout. */
+int accelerate_pins_map(const struct accelerate *a, const char *name, size_t key_size,
+			size_t value_size);
 /*
  * Of every agent's pins below bpffs_dir but those in use by `a` (may be NULL): stop tells the
  * programs to let everything go by TCP, retire removes them where no socket is left in the map and

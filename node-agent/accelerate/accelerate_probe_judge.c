@@ -130,13 +130,11 @@ static void warn_of_full(struct accelerate_probe *probe)
 		    probe->results[test].finding == FINDING_AS_TCP)
 			continue;
 		append(probe->reason, sizeof(probe->reason), "%s%s",
-		       first ? "full is not for applications that use " : ", ",
-		       facts[test].differs);
+		       first ? "full is unsafe for programs that use " : ", ", facts[test].differs);
 		first = false;
 	}
 	if (first)
-		append(probe->reason, sizeof(probe->reason),
-		       "nothing differs that applications use");
+		append(probe->reason, sizeof(probe->reason), "nothing differs that programs use");
 }
 
 static void give_reason(struct accelerate_probe *probe, enum accelerate_test failed)

@@ -25,6 +25,8 @@ enum {
 	WORKLOADS_MAX = 65536,
 	SAVE_DELAY_MS = 1000, /* many pods come at once */
 	NAME_SIZE_MAX = 512,
+	WALK_MAX = 1 << 20,
+	ID_MAX = 1 << 30, /* no node gets there by counting, and counting on never wraps */
 };
 
 /* What workloads beyond the limit share: they are learned about together. */
@@ -216,18 +218,40 @@ static int add_number(struct numbers *numbers, uint32_t id)
 	return 0;
 }
 
-static int add_numbers_of_pairs(struct numbers *numbers, int fd, uint32_t max)
+/* Both walks are bounded: programs go on adding and removing meanwhile. */
+static int add_numbers_of_pairs(struct numbers *numbers, const struct accelerate *a,
+				const char *name, size_t value_size)
 {
 	struct accel_pair_key key;
+	scoped_fd int fd = accelerate_pins_map(a, name, sizeof(key), value_size);
+	uint32_t left = WALK_MAX;
 	int r = 0;
 
 	for_each_accel_key(fd, &key)
 	{
-		if (r || !max--)
+		if (r || !left--)
 			break;
 		r = add_number(numbers, key.workload);
 		if (!r)
 			r = add_number(numbers, key.peer);
+	}
+	return r;
+}
+
+static int add_numbers_of_pods(struct numbers *numbers, const struct accelerate *a)
+{
+	struct accel_pod pod;
+	uint64_t cookie;
+	scoped_fd int fd = accelerate_pins_map(a, "accel_pods", sizeof(cookie), sizeof(pod));
+	uint32_t left = WALK_MAX;
+	int r = 0;
+
+	for_each_accel_key(fd, &cookie)
+	{
+		if (r || !left--)
+			break;
+		if (!bpf_map_lookup_elem(fd, &cookie, &pod))
+			r = add_number(numbers, pod.workload);
 	}
 	return r;
 }
@@ -239,25 +263,15 @@ static int compare_numbers(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+/* Of the pins, not of what is loaded: with --accelerate off they may be on their way out. */
 static int collect_numbers(const struct accelerate *a, struct numbers *ret)
 {
-	struct accel_pod pod;
-	uint64_t cookie;
-	int r, fd;
+	int r = add_numbers_of_pairs(ret, a, "accel_pairs", sizeof(struct accel_pair));
 
-	if (!a->skel)
-		return 0;
-	fd = bpf_map__fd(a->skel->maps.accel_pods);
-	r = add_numbers_of_pairs(ret, bpf_map__fd(a->skel->maps.accel_pairs),
-				 bpf_map__max_entries(a->skel->maps.accel_pairs));
 	if (!r)
-		r = add_numbers_of_pairs(ret, bpf_map__fd(a->skel->maps.accel_verdicts),
-					 bpf_map__max_entries(a->skel->maps.accel_verdicts));
-	for_each_accel_key(fd, &cookie)
-	{
-		if (!r && !bpf_map_lookup_elem(fd, &cookie, &pod))
-			r = add_number(ret, pod.workload);
-	}
+		r = add_numbers_of_pairs(ret, a, "accel_verdicts", sizeof(struct accel_verdict));
+	if (!r)
+		r = add_numbers_of_pods(ret, a);
 	if (ret->n)
 		qsort(ret->list, ret->n, sizeof(*ret->list), compare_numbers);
 	return r;
@@ -280,7 +294,7 @@ static int read_workload(struct accelerate *a, const json_t *entry, const struct
 	int r = json_get_string(entry, "name", "workload ", &name, err);
 
 	if (!r)
-		r = json_get_integer(entry, "id", "workload ", 1, UINT32_MAX - 1, &id, err);
+		r = json_get_integer(entry, "id", "workload ", 1, ID_MAX, &id, err);
 	if (!r)
 		r = json_get_bool(entry, "cleared", "workload ", &cleared, err);
 	if (!r)
@@ -345,8 +359,9 @@ int accelerate_workloads_load(struct accelerate *a, struct error *err)
 	/* A file that cannot be read costs what was learned, nothing else. */
 	if (r && r != -ENOENT && r != -ENOMEM)
 		log_error(LOG_WARN, err, "workloads are learned about anew", NULL);
-	if (numbers.n && numbers.list[numbers.n - 1] > a->last_workload)
-		a->last_workload = numbers.list[numbers.n - 1];
+	for (size_t i = numbers.n; i-- > 0;)
+		if (numbers.list[i] > a->last_workload && numbers.list[i] <= ID_MAX)
+			a->last_workload = numbers.list[i];
 	free(numbers.list);
 	return r == -ENOMEM ? r : 0;
 }

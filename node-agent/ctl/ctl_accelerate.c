@@ -92,7 +92,7 @@ static const char *why_in_words(const json_t *pair)
 	static const struct {
 		const char *why, *words;
 	} rows[] = {
-		{"brief", "connections too short to pay for it"},
+		{"brief", "connections too short to pay: 8 messages or fewer"},
 		{"bulk", "bulk: a limit sent it back to TCP"},
 		{"spills", "limits often send it back to TCP"},
 		{"blocking", "a socket turned blocking"},
@@ -142,7 +142,7 @@ static void add_pair(struct ctl_table *table, const json_t *pair)
 
 static void show_pairs(const json_t *pairs, struct ctl_out *out)
 {
-	static const char *const headings[] = {"WORKLOAD", "PEER",  "PORT",	"LEG",
+	static const char *const headings[] = {"WORKLOAD", "PEER",  "PORT",	"HOP",
 					       "VERDICT",  "SHORT", "MESSAGES", "SHARE",
 					       "SPILLS",   "UNTIL", "WHY"};
 	enum { N_COLUMNS = sizeof(headings) / sizeof(*headings) };
@@ -175,17 +175,19 @@ static void show_node(const json_t *accelerate, struct ctl_out *out)
 
 	ctl_field(out, "Policy", CTL_PLAIN, "%s%s", ctl_string(accelerate, "policy", "-"),
 		  ctl_true(accelerate, "learning") ? "" : ", without learning");
-	ctl_field(out, "Level", off ? CTL_WARN : CTL_GOOD, "%s", level);
+	ctl_field(out, "Level", off ? CTL_WARN : CTL_GOOD, "%s%s", off ? "" : "up to ", level);
 	ctl_field(out, "Why", CTL_PLAIN, "%s", ctl_string(accelerate, "reason", ""));
 	ctl_field(out, "Sockets", CTL_PLAIN,
 		  "%" JSON_INTEGER_FORMAT " of at most %" JSON_INTEGER_FORMAT
-		  ", %s claimed beyond their allowances",
+		  ", %s claimed for what is not read yet",
 		  ctl_integer(accelerate, "sockets", 0),
 		  ctl_integer(json_object_get(accelerate, "limits"), "sockets", 0),
 		  bytes_text(ctl_integer(accelerate, "claimed", 0), claimed));
 	if (retiring)
 		ctl_field(out, "Retiring", CTL_PLAIN,
-			  "%" JSON_INTEGER_FORMAT " earlier versions still have sockets", retiring);
+			  "%" JSON_INTEGER_FORMAT
+			  " from earlier agents, stopped; each goes with its last socket",
+			  retiring);
 }
 
 /* ---- advice -----------------------------------------------------------------------------------

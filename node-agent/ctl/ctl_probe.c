@@ -122,7 +122,7 @@ static const char *decides_text(const char *decides)
 {
 	if (!strcmp(decides, "proxy"))
 		return "the accelerator";
-	return strcmp(decides, "full") != 0 ? "nothing" : "warned of for full";
+	return strcmp(decides, "full") != 0 ? "nothing" : "a warning for full";
 }
 
 static void add_test(struct ctl_table *table, const json_t *test)

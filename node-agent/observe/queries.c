@@ -86,12 +86,27 @@ static json_t *draining_json(const struct queries *q, const struct pod *pod)
 	return list;
 }
 
+/* NULL: the accelerator has nothing to say of it. */
+static const char *accelerate_reason(const struct queries *q, const struct pod *pod, char *text,
+				     size_t size)
+{
+	const char *engine;
+
+	if (pod->mode != POD_SIDECAR)
+		return accelerate_pod_reason(q->accelerate, pod->cookie);
+	engine = redirect_pod_engine(q->redirect, pod->cookie);
+	if (!strcmp(engine, "ebpf"))
+		return accelerate_pod_reason(q->accelerate, pod->cookie);
+	snprintf(text, size, "only pods of the eBPF engine; this one's is %s", engine);
+	return text;
+}
+
 static json_t *pod_json(const struct queries *q, const struct pod *pod)
 {
 	bool redirected = pod->mode == POD_SIDECAR;
 	const char *why_engine =
 		redirected ? redirect_pod_engine_reason(q->redirect, pod->cookie) : NULL;
-	char cookie[24], since[TIME_TEXT_MAX];
+	char cookie[24], since[TIME_TEXT_MAX], why_accelerate[96];
 
 	snprintf(cookie, sizeof(cookie), "%" PRIu64, pod->cookie);
 	return json_pack("{s:s?, s:s?, s:s?, s:s, s:s, s:s, s:s, s:s, s:s?, s:o, s:b, s:o, s:s?, "
@@ -104,7 +119,8 @@ static json_t *pod_json(const struct queries *q, const struct pod *pod)
 			 pod->orphan, "ips", ips_json(pod), "netns", pod->netns, "cookie", cookie,
 			 "cgroup", pod->cgroup, "since", pod_state_time(pod->since_s, since),
 			 "accelerate", accelerate_pod_level(q->accelerate, pod->cookie),
-			 "accelerateReason", accelerate_pod_reason(q->accelerate, pod->cookie));
+			 "accelerateReason",
+			 accelerate_reason(q, pod, why_accelerate, sizeof(why_accelerate)));
 }
 
 static json_t *pods(const struct queries *q)

@@ -408,7 +408,7 @@ int ebpf_pins_attach(const char *path, const struct bpf_program *prog, int targe
 
 /* ---- removal -------------------------------------------------------------------------------- */
 
-static int remove_directory(const char *path, struct error *err)
+int ebpf_pins_remove_directory(const char *path, struct error *err)
 {
 	scoped_dir DIR *dir = opendir(path);
 	struct dirent *entry;
@@ -439,7 +439,7 @@ static int remove_map_directories(const char *root, const char *keep, struct err
 		if (strncmp(entry->d_name, "maps-v", 6) != 0 || !strcmp(entry->d_name, keep))
 			continue;
 		snprintf(path, sizeof(path), "%.250s/%.250s", root, entry->d_name);
-		r = remove_directory(path, err);
+		r = ebpf_pins_remove_directory(path, err);
 	}
 	return r;
 }
@@ -475,7 +475,7 @@ int ebpf_pins_remove_all(const char *bpffs_dir, struct error *err)
 	/* Links first: without them nothing is captured, whatever the maps say. */
 	for (size_t i = 0; !r && i < sizeof(parts) / sizeof(parts[0]); i++) {
 		snprintf(path, sizeof(path), "%.400s/%s", bpffs_dir, parts[i]);
-		r = remove_directory(path, err);
+		r = ebpf_pins_remove_directory(path, err);
 	}
 	if (!r)
 		r = remove_map_directories(bpffs_dir, "", err);

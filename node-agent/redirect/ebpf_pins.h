@@ -86,6 +86,9 @@ void ebpf_pins_pod_path(const struct ebpf_pins *pins, uint64_t cookie,
 /* A pinned map, opened for uninstall or recovery. -ENOENT: not there. */
 int ebpf_pins_map(const struct ebpf_pins *pins, const char *name, int *ret_fd);
 
+/* With the pins in it. Not there is success. */
+int ebpf_pins_remove_directory(const char *path, struct error *err);
+
 /* Unpins everything, removes the directories, and a mount that is on the directory itself. */
 int ebpf_pins_remove_all(const char *bpffs_dir, struct error *err);
 

@@ -130,7 +130,7 @@ test_usage() {
 	exits 2 "SOCKMESH_MAX_PODS" env SOCKMESH_MAX_PODS=many "$AGENT"
 	exits 2 "owner" "$AGENT" --owner-groups 'a b'
 	exits 2 "off|proxy|auto|full-advised|full" "$AGENT" --accelerate fast
-	exits 2 "--accelerate-max-sockets" "$AGENT" --accelerate-max-sockets 100
+	exits 2 "more than --accelerate-max-sockets 100" "$AGENT" --accelerate-max-sockets 100 --accelerate-max-sockets-per-pod 101
 	echo '{"run-dir": "/run/x", "max-pod": 7}' >"$config"
 	exits 2 'unknown key "max-pod"' "$AGENT" --config "$config"
 	echo '{"max-pods": "7"}' >"$config"
@@ -707,7 +707,7 @@ map_ids() {
 # seen by a first one.
 talk_start() { # NETNS-NAME
 	ip -n "$1" link set lo up
-	ip -n "$1" address add 10.9.0.2/32 dev lo
+	ip -n "$1" address replace 10.9.0.2/32 dev lo
 	mkdir -p "$NODE_CGROUP/kubepods/talk"
 	coproc TALK {
 		echo "$BASHPID" >"$NODE_CGROUP/kubepods/talk/cgroup.procs"
@@ -736,10 +736,10 @@ talk_end() {
 }
 
 test_accelerator_is_seen() {
-	local answer
+	local answer program
 	namespaces t-a
 	check_equal "$(accelerator '[.policy, .level, .learning, .sockets, .retiring]')" '["auto","full",true,0,0]'
-	[ -n "$(accelerator .reason)" ]
+	check_has "$(accelerator .reason)" "--accelerate auto: proxy for all pods, full for those that ask; here "
 	check_equal "$(accelerator .limits.sockets)" 32768
 	check_has "$(ctl status)" "Accelerator"
 	answer=$(ask '{"op":"accelerate"}')
@@ -748,7 +748,9 @@ test_accelerator_is_seen() {
 	add c1 eth0 t-a web
 	check_has "$(level web)" "proxy: "
 	check_has "$(ctl pod test/web)" "Accelerated"
-	[ -e "$(pin links/accelerate_sockops)" ] && [ -e "$(pin links/accelerate_setsockopt)" ]
+	for program in accelerate_sockops accelerate_release accelerate_setsockopt; do
+		[ -e "$(pin "links/$program")" ]
+	done
 	[ -e "$(pin maps/accel_sockets)" ]
 }
 
@@ -792,7 +794,7 @@ test_accelerator_rides_on_ebpf() {
 	ip -n t-a link set lo up
 	add c1 eth0 t-a web '{"sidecar.istio.io/status":"{}","sidecar.istio.io/interceptionMode":"TPROXY"}'
 	check_equal "$(kernel_levels)" '[]'
-	check_equal "$(level web)" "off: null"
+	check_equal "$(level web)" "off: only pods of the eBPF engine; this one's is nftables"
 	del c1 eth0 t-a
 	crash
 	agent_uninstall
@@ -833,8 +835,11 @@ test_accelerator_restarts() {
 	crash
 	agent_start --accelerate-max-sockets 5000
 	check_equal "$(map_ids)" "$ids"
+	check_equal "$(accelerator '[.sockets, .limits.sockets]')" '[2,5000]'
+	crash
+	agent_start --accelerate-max-sockets 50000
 	check_equal "$(accelerator '[.sockets, .limits.sockets]')" '[2,32768]'
-	check_has "$(grep "^warn" "$NODE_DIR/agent.log")" "--accelerate-max-sockets is not what"
+	check_has "$(grep "^warn" "$NODE_DIR/agent.log")" "map=accel_sockets entries=32768 asked=50000"
 	talk read read
 	talk ping pong
 	# By the new agent's programs too.
@@ -921,6 +926,82 @@ test_accelerator_heals() {
 	check_has "$(cat "$NODE_DIR/agent.log")" "attached again"
 }
 
+accelerator_is_repaired() {
+	local map
+	for map in accel_control accel_ends accel_pods; do
+		[ -e "$(pin "maps/$map")" ] || return 1
+	done
+	[ "$(accelerator_brake)" = 0 ]
+}
+
+accelerator_brake() {
+	bpftool -j map dump pinned "$(pin maps/accel_control)" | jq '.[0].formatted.value.stopped'
+}
+
+test_accelerator_repairs() {
+	local ids
+	ids=$(map_ids)
+	bpftool map update pinned "$(pin maps/accel_control)" key 0 0 0 0 value 1 0 0 0 0 0 0 0
+	wait_for 10 accelerator_is_repaired
+	check_has "$(cat "$NODE_DIR/agent.log")" "the accelerator was stopped"
+	rm "$(pin maps/accel_ends)" "$(pin maps/accel_pods)"
+	wait_for 10 accelerator_is_repaired
+	check_equal "$(map_ids)" "$ids"
+}
+
+# What ended while nobody saw it holds places no more: after a repair, and for the next agent.
+test_accelerator_counts_anew() {
+	namespaces t-a
+	add c1 eth0 t-a web "$(wishes full)"
+	talk_start t-a
+	bpftool link detach pinned "$(pin links/accelerate_sockops)"
+	bpftool link detach pinned "$(pin links/accelerate_release)"
+	talk_end
+	wait_for 10 accelerator_has_sockets 0
+	check_equal "$(accelerator_holds)" 0
+	check_equal "$(bpftool -j map dump pinned "$(pin maps/accel_ends)" | jq length)" 0
+	check_equal "$(accelerator_brake)" 0
+	talk_start t-a
+	crash
+	bpftool link detach pinned "$(pin links/accelerate_sockops)"
+	bpftool link detach pinned "$(pin links/accelerate_release)"
+	talk_end
+	check_equal "$(accelerator_holds)" 4
+	agent_start
+	check_equal "$(accelerator_holds)" 0
+	check_equal "$(bpftool -j map dump pinned "$(pin maps/accel_ends)" | jq length)" 0
+}
+
+accelerator_holds() { # places, of pods and node together
+	bpftool -j map dump pinned "$(pin maps/accel_usage)" | jq '[.[].formatted.value.sockets] | add'
+}
+
+accelerator_level_is() { # POD LEVEL
+	[[ "$(level "$1")" = "$2:"* ]]
+}
+
+# Of what an earlier agent has left room is made, of what is in use none.
+test_accelerator_is_full() {
+	local map
+	namespaces t-a t-b
+	map=$(pin maps/accel_pods)
+	crash
+	rm "$map"
+	bpftool map create "$map" type hash key 8 value 8 entries 1 name accel_pods flags 1
+	bpftool map update pinned "$map" key 1 2 3 4 5 6 7 8 value 2 0 0 0 1 0 0 0
+	agent_start --reconcile-seconds 1
+	check_has "$(grep "^warn" "$NODE_DIR/agent.log")" "map=accel_pods entries=1 asked=4096"
+	add c1 eth0 t-a first
+	check_has "$(level first)" "proxy: --accelerate auto"
+	add c2 eth0 t-b second
+	check_has "$(level second)" "off: a map of the accelerator is full"
+	check_equal "$(bpftool -j map dump pinned "$map" | jq -c '[.[].value[0]]')" '["0x01"]'
+	check_has "$(grep "^warn" "$NODE_DIR/agent.log")" "a map of the accelerator is full"
+	del c1 eth0 t-a
+	wait_for 10 accelerator_level_is second proxy
+	check_equal "$(bpftool -j map dump pinned "$map" | jq -c '[.[].value[0]]')" '["0x01"]'
+}
+
 # What the adviser found, and by which number the kernel knows a workload.
 test_accelerator_remembers() {
 	local file=$NODE_RUN/accelerate.json
@@ -999,5 +1080,10 @@ test_agent "uninstall takes the accelerator, and no byte of its connections" tes
 test_agent "pinned maps of another layout run out beside the new ones" test_accelerator_misfit
 test_agent "detached programs of the accelerator are attached again" test_accelerator_heals \
 	--reconcile-seconds 1
+test_agent "what somebody else stops or unpins of the accelerator is repaired" test_accelerator_repairs \
+	--reconcile-seconds 1
+test_agent "places of connections whose end nobody saw are counted anew" test_accelerator_counts_anew \
+	--reconcile-seconds 1
+test_agent "room is made in a full map of pods, and waited for" test_accelerator_is_full
 test_agent "workloads keep their numbers and the adviser's verdict" test_accelerator_remembers
 tap_done

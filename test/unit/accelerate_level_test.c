@@ -66,7 +66,7 @@ TEST(a_proxy_that_nobody_knows_is_accelerated_only_when_asked)
 	char reason[ACCELERATE_REASON_MAX] = "";
 
 	CHECK_EQ(accelerate_decide(&facts, reason), ACCEL_OFF);
-	CHECK(strstr(reason, "--mesh custom"));
+	CHECK_HAS(reason, "it is not known that this mesh's proxy reads until");
 	facts.policy = ACCELERATE_FULL_ADVISED;
 	facts.cleared = true;
 	CHECK_EQ(accelerate_decide(&facts, reason), ACCEL_OFF);
@@ -75,6 +75,30 @@ TEST(a_proxy_that_nobody_knows_is_accelerated_only_when_asked)
 	facts.wish = ACCELERATE_WISH_NONE;
 	facts.policy = ACCELERATE_PROXY;
 	CHECK_EQ(accelerate_decide(&facts, reason), ACCEL_PROXY);
+	return TEST_OK;
+}
+
+TEST(the_nodes_level_has_a_reason)
+{
+	static const char probed[] = "full is unsafe for programs that use FIONREAD, FIONREAD of "
+				     "TCP's bytes, splice(), MSG_ZEROCOPY, MSG_WAITALL, "
+				     "blocking recv()";
+	char reason[ACCELERATE_REASON_MAX];
+
+	for (int policy = ACCELERATE_AUTO; policy <= ACCELERATE_FULL; policy++)
+		for (int unknown = 0; unknown < 2; unknown++) {
+			accelerate_explain((enum accelerate_policy)policy, unknown, probed, reason);
+			CHECK_HAS(reason, accelerate_policy_name((enum accelerate_policy)policy));
+			/* All of it has room. */
+			CHECK_HAS(reason, "; here full is unsafe");
+			CHECK_HAS(reason, "blocking recv()");
+		}
+	accelerate_explain(ACCELERATE_AUTO, false, "x", reason);
+	CHECK_STR(reason, "--accelerate auto: proxy for all pods, full for those that ask; here x");
+	accelerate_explain(ACCELERATE_AUTO, true, "x", reason);
+	CHECK_HAS(reason, "only pods that ask, as this mesh's proxy is not known");
+	accelerate_explain(ACCELERATE_PROXY, true, "x", reason);
+	CHECK_STR(reason, "--accelerate proxy: proxy for all pods, and full for none");
 	return TEST_OK;
 }
 

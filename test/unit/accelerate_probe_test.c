@@ -39,7 +39,7 @@ TEST(a_kernel_as_they_are_may_do_both_with_a_warning_of_full)
 
 	accelerate_probe_judge(&probe, false);
 	CHECK(probe.proxy && probe.full);
-	CHECK_STR(probe.reason, "full is not for applications that use "
+	CHECK_STR(probe.reason, "full is unsafe for programs that use "
 				"FIONREAD of TCP's bytes, splice(), MSG_ZEROCOPY, MSG_WAITALL, "
 				"blocking recv()");
 	return TEST_OK;
@@ -51,7 +51,7 @@ TEST(a_kernel_without_faults_is_not_warned_of)
 
 	accelerate_probe_judge(&probe, false);
 	CHECK(probe.proxy && probe.full);
-	CHECK_STR(probe.reason, "nothing differs that applications use");
+	CHECK_STR(probe.reason, "nothing differs that programs use");
 	return TEST_OK;
 }
 
@@ -208,10 +208,10 @@ TEST(the_command_line_shows_each_test_with_what_it_decides)
 	show(json_pack("{s:{},s:o}", "probe", "accelerate", accelerate_probe_to_json(&probe)),
 	     &text);
 	CHECK_HAS(text, "Allows          full\n");
-	CHECK_HAS(text, "full is not for applications that use");
+	CHECK_HAS(text, "full is unsafe for programs that use");
 	CHECK_HAS(text, "  order-drained   as-tcp   the accelerator     as it should\n");
 	CHECK_HAS(text, "  entry-removed   differs  nothing             as it should\n");
-	CHECK_HAS(text, "  splice          differs  warned of for full  as it should\n");
+	CHECK_HAS(text, "  splice          differs  a warning for full  as it should\n");
 	CHECK(!strstr(text, "Known bug"));
 
 	probe.known_bug = "a hole";

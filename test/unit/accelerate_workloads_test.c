@@ -100,6 +100,7 @@ TEST(a_file_that_makes_no_sense_costs_what_it_said)
 		"{\"v\":1,\"workloads\":[1]}",
 		"{\"v\":1,\"workloads\":[{\"name\":\"a/b\",\"id\":0,\"cleared\":true}]}",
 		"{\"v\":1,\"workloads\":[{\"name\":\"a/b\",\"id\":4294967296,\"cleared\":true}]}",
+		"{\"v\":1,\"workloads\":[{\"name\":\"a/b\",\"id\":4294967294,\"cleared\":true}]}",
 		"{\"v\":1,\"workloads\":[{\"id\":1,\"cleared\":true}]}",
 		"{\"v\":1,\"workloads\":[{\"name\":\"a/b\",\"id\":1,\"cleared\":\"yes\"}]}",
 	};

@@ -330,13 +330,13 @@ TEST(limits_of_the_accelerator_that_make_no_sense)
 		{"--accelerate", "fast", "off|proxy|auto|full-advised|full"},
 		{"--accelerate-learning", "maybe", "not yes or no"},
 		{"--accelerate-max-sockets", "1", "from 2 to 1048576"},
-		{"--accelerate-max-sockets", "100", "more than --accelerate-max-sockets"},
-		{"--accelerate-max-sockets-per-pod", "32769", "more than --accelerate-max-sockets"},
+		{"--accelerate-max-sockets-per-pod", "32769",
+		 "--accelerate-max-sockets-per-pod: \"32769\": more than --accelerate-max-sockets "
+		 "32768"},
 		{"--accelerate-max-bytes", "4095", "from 4096 to 1073741824"},
 		{"--accelerate-max-messages", "0", "from 1 to 1048576"},
 		{"--accelerate-budget", "1099511627777", "from 0 to 1099511627776"},
 		{"--accelerate-budget", "9999999999999999", "from 0 to 1099511627776"},
-		{"--accelerate-budget", "0", "more than --accelerate-budget"},
 		{"--accelerate-pod-budget", "268435457", "more than --accelerate-budget"},
 	};
 
@@ -348,6 +348,49 @@ TEST(limits_of_the_accelerator_that_make_no_sense)
 		CHECK_HAS(err.text, cases[i].part);
 		options_done(&o);
 	}
+	return TEST_OK;
+}
+
+TEST(a_pods_share_that_nobody_gave_follows_the_nodes_limit)
+{
+	struct error err = {0};
+	struct options o;
+
+	CHECK(!parse(WORDS("--accelerate-max-sockets", "100", "--accelerate-budget", "0"), &o,
+		     &err));
+	CHECK_EQ(o.accelerate.max_sockets, 100);
+	CHECK_EQ(o.accelerate.max_sockets_per_pod, 100);
+	CHECK_EQ(o.accelerate.budget, 0);
+	CHECK_EQ(o.accelerate.pod_budget, 0);
+	options_done(&o);
+	CHECK_EQ(parse(WORDS("--accelerate-budget", "5000", "--accelerate-pod-budget", "5001"), &o,
+		       &err),
+		 -EINVAL);
+	CHECK_HAS(err.text, "--accelerate-pod-budget");
+	CHECK_HAS(err.text, "more than --accelerate-budget 5000");
+	options_done(&o);
+	return TEST_OK;
+}
+
+TEST(meshes_whose_proxy_is_known_to_read_to_the_end)
+{
+	static const struct {
+		const char *mesh;
+		bool unknown;
+	} cases[] = {{"istio", false}, {"kuma", false}, {"osm", false}, {"linkerd", true}};
+	struct error err = {0};
+	struct options o;
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		CHECK(!parse(WORDS("--mesh", cases[i].mesh), &o, &err));
+		CHECK_EQ(o.accelerate.unknown_proxy, cases[i].unknown);
+		options_done(&o);
+	}
+	CHECK(!parse(WORDS("--mesh", "custom", "--outbound-port", "1", "--inbound-port", "2",
+			   "--proxy-uid", "3"),
+		     &o, &err));
+	CHECK(o.accelerate.unknown_proxy);
+	options_done(&o);
 	return TEST_OK;
 }
 
