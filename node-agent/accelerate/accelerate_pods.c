@@ -130,7 +130,8 @@ static int set_addresses(struct accelerate *a, struct accelerate_known *known,
 			continue;
 		/* Added before the old ones go, so one that stays is there throughout. */
 		r = add_address(a, &addr, known->cookie, err);
-		now.addresses[now.n_addresses++] = addr;
+		if (!r)
+			now.addresses[now.n_addresses++] = addr;
 	}
 	if (r) {
 		forget_addresses(a, &now);
@@ -232,8 +233,12 @@ static int tell_kernel(struct accelerate *a, const struct accelerate_known *know
 
 	if (!a->skel)
 		return 0;
-	for (size_t i = 0; i < known->n_addresses && !r; i++)
-		r = write_address(a, *find_address(a, &known->addresses[i]), err);
+	for (size_t i = 0; i < known->n_addresses && !r; i++) {
+		const struct accelerate_address *address = *find_address(a, &known->addresses[i]);
+
+		if (address)
+			r = write_address(a, address, err);
+	}
 	return r ? r : write_level(a, known, err);
 }
 
