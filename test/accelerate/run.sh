@@ -97,7 +97,7 @@ on_first_cpus() { # COMMAND...: as arguments of pod_run
 
 proxy_up() { # POD
 	# shellcheck disable=SC2046
-	pod_start proxy "$1" istio-proxy "$PROXY_UID" $(on_first_cpus) "$NODE_DIR/relay" 15001 15006
+	pod_start proxy "$1" istio-proxy "$PROXY_UID" $(on_first_cpus) "$NODE_DIR/bench_proxy" 15001 15006
 	wait_for 10 pod_listens "$1" 15001
 	wait_for 10 pod_listens "$1" 15006
 }
@@ -425,7 +425,7 @@ set_up() {
 	mkdir "$NODE_DIR/unguarded"
 	ln -s "$BUILD_DIR"/bin/* "$NODE_DIR/unguarded/"
 	ln -sf "$BUILD_DIR/test/sockmesh-agent-without-guards" "$NODE_DIR/unguarded/sockmesh-agent"
-	for program in accelerate/relay accelerate/stream accelerate/hazard; do
+	for program in bench/bench_proxy accelerate/stream accelerate/hazard; do
 		cp "$BUILD_DIR/test/$program" "$NODE_DIR/"
 	done
 	agent_with --accelerate full

@@ -4,6 +4,8 @@
  * The least that a sidecar does, so that redirection is what is measured: one thread, epoll,
  * accepts on the outbound and the inbound port, asks SO_ORIGINAL_DST, connects there, copies both
  * ways. The inbound side connects from 127.0.0.6 or ::6 as Envoy's passthrough clusters do.
+ * It loses nothing: an end that has hung up may still have to be read, and one that cannot be
+ * written to is read all the same.
  *
  * Usage: bench_proxy OUTBOUND-PORT INBOUND-PORT
  */
@@ -21,7 +23,7 @@ struct end {
 	int fd;
 	uint16_t listens; /* port; 0 for connections */
 	struct end *peer;
-	bool connecting, eof, closed, paused;
+	bool connecting, eof, closed, paused, watched;
 	char *held; /* read from the peer, not yet written here */
 	size_t n_held;
 	struct end *next_dead;
@@ -39,7 +41,18 @@ static void watch(struct end *end, int op)
 		event.events |= EPOLLIN;
 	if (end->connecting || end->n_held)
 		event.events |= EPOLLOUT;
+	if (op == EPOLL_CTL_MOD && !end->watched)
+		op = EPOLL_CTL_ADD;
+	end->watched = true;
 	if (epoll_ctl(epoll_fd, op, end->fd, &event))
+		err(1, "epoll_ctl");
+}
+
+/* Hung up, which epoll says again and again, and there is nothing to do about it now. */
+static void unwatch(struct end *end)
+{
+	end->watched = false;
+	if (epoll_ctl(epoll_fd, EPOLL_CTL_DEL, end->fd, NULL))
 		err(1, "epoll_ctl");
 }
 
@@ -219,16 +232,18 @@ static void handle(struct end *end, uint32_t events)
 		accept_all(end);
 		return;
 	}
-	if (end->connecting || end->n_held) {
-		if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
-			writable(end);
+	if ((end->connecting || end->n_held) && (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))) {
+		writable(end);
 		return;
 	}
-	/* A pause is over when the peer is writable; an error meanwhile ends both. */
-	if (end->paused && (events & (EPOLLERR | EPOLLHUP)))
-		pair_close(end);
-	else
+	/* What it cannot take must not keep us from reading it: its other end may do the same. */
+	if (end->connecting || !(events & (EPOLLIN | EPOLLERR | EPOLLHUP)))
+		return;
+	/* A pause is over when the peer is writable; then it is seen again. */
+	if (!end->paused && (!end->eof || (events & EPOLLERR)))
 		readable(end);
+	else if (!end->n_held)
+		unwatch(end);
 }
 
 int main(int argc, char **argv)
