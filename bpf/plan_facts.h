@@ -27,6 +27,24 @@ enum plan_fact {
 	/* Of the device that the packet leaves by or comes in by; sockets do not know it. */
 	FACT_IF_EXCLUDED = 1u << 15,
 	FACT_IF_REROUTED = 1u << 16, /* inbound: it carries a guest's outbound packets */
+	/* Ambient: the mark of the socket (outbound) or of the packet. */
+	FACT_MARK_PROXY = 1u << 17, /* ztunnel's own sockets: 0x539 under mask 0xfff */
+	FACT_MARK_REPLY = 1u << 18, /* answers to ztunnel's: 0x111 under mask 0xfff */
+	/*
+	 * Ambient on netfilter: the address that stands for kubelet. The eBPF engine recognises
+	 * kubelet's connections themselves; to it these two never hold.
+	 */
+	FACT_SRC_PROBE = 1u << 19,
+	FACT_DST_PROBE = 1u << 20,
+};
+
+/* What marks mean to ztunnel and to routing in an ambient pod (architecture of Istio's ambient). */
+enum ambient_mark {
+	AMBIENT_MARK_MASK = 0xfff,
+	AMBIENT_MARK_PROXY = 0x539,
+	AMBIENT_MARK_REPLY = 0x111,
+	AMBIENT_ROUTE_TABLE = 100,
+	AMBIENT_RULE_PREFERENCE = 32764,
 };
 
 /* Which rule it is, for counters, explain and tests. Counters are pinned: new ones go last. */
@@ -58,6 +76,11 @@ enum plan_rule_id {
 	RULE_IN_IF_REROUTED,	    /* I0, to the outbound port */
 	RULE_IN_IF_REROUTED_REST,   /* I0, what is left of such an interface's packets */
 	RULE_IN_IF_EXCLUDED,	    /* I1 */
+	RULE_OUT_PROXY_MARK,	    /* ambient: ztunnel's own */
+	RULE_OUT_PROBE,		    /* ambient: to the address that stands for kubelet */
+	RULE_OUT_REPLY_MARK,	    /* ambient: an answer to ztunnel */
+	RULE_OUT_TO_SELF,	    /* ambient: to the pod's own address */
+	RULE_IN_PROBE,		    /* ambient: kubelet's probe */
 	RULE_ID_COUNT_,
 };
 

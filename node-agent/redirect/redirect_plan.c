@@ -116,10 +116,38 @@ static const struct rule_row inbound_rows[] = {
 	 TO_INBOUND_TPROXY},
 };
 
+/*
+ * Ambient, Istio's in-pod rules. What ztunnel opens is exempt from every one of them, so it comes
+ * first. DNS over UDP is about the interface and DNS over TCP about the address: so it is in Istio.
+ */
+static const struct rule_row ambient_outbound_rows[] = {
+	{RULE_IPV6_OFF, WHEN_IPV6_OFF, FACT_IPV6, 0, TO_NOWHERE},
+	{RULE_OUT_PROXY_MARK, 0, FACT_MARK_PROXY, 0, TO_NOWHERE},
+	{RULE_OUT_PROBE, 0, FACT_TCP | FACT_DST_PROBE, 0, TO_NOWHERE},
+	{RULE_OUT_DNS_UDP, WHEN_DNS, FACT_UDP | FACT_PORT_DNS, FACT_OUT_LO, TO_DNS},
+	{RULE_OUT_DNS_TCP, WHEN_DNS, FACT_TCP | FACT_PORT_DNS, FACT_DST_LO, TO_DNS},
+	{RULE_OUT_REPLY_MARK, 0, FACT_TCP | FACT_MARK_REPLY, 0, TO_NOWHERE},
+	{RULE_OUT_TO_SELF, 0, FACT_OUT_LO, FACT_DST_LO, TO_NOWHERE},
+	{RULE_OUT_LOOPBACK, 0, FACT_DST_LO, 0, TO_NOWHERE},
+	{RULE_OUT_ALL, 0, FACT_TCP, 0, TO_OUTBOUND},
+};
+
+static const struct rule_row ambient_inbound_rows[] = {
+	{RULE_IPV6_OFF, WHEN_IN_ANY | WHEN_IPV6_OFF, FACT_IPV6, 0, TO_NOWHERE},
+	{RULE_IPV6_OFF, WHEN_IF_REROUTED | WHEN_IPV6_OFF, FACT_IPV6, 0, TO_NOWHERE},
+	{RULE_IN_IF_REROUTED, WHEN_IF_REROUTED, FACT_TCP | FACT_IF_REROUTED, 0, TO_OUTBOUND},
+	{RULE_IN_IF_REROUTED_REST, WHEN_IF_REROUTED, FACT_IF_REROUTED, 0, TO_NOWHERE},
+	{RULE_IN_PROBE, WHEN_IN_ALL, FACT_TCP | FACT_SRC_PROBE, 0, TO_NOWHERE},
+	{RULE_IN_TUNNEL, WHEN_IN_ALL | WHEN_TUNNEL, FACT_TCP | FACT_PORT_TUNNEL, 0, TO_NOWHERE},
+	{RULE_IN_ALL, WHEN_IN_ALL, FACT_TCP, FACT_DST_LO | FACT_MARK_PROXY, TO_INBOUND},
+};
+
 #define ROWS(table) (sizeof(table) / sizeof((table)[0]))
 
 _Static_assert(ROWS(outbound_rows) <= PLAN_RULES_MAX, "a plan holds every outbound rule");
 _Static_assert(ROWS(inbound_rows) <= PLAN_RULES_MAX, "a plan holds every inbound rule");
+_Static_assert(ROWS(ambient_outbound_rows) <= PLAN_RULES_MAX, "and those of ambient");
+_Static_assert(ROWS(ambient_inbound_rows) <= PLAN_RULES_MAX, "and those of ambient");
 
 static const struct {
 	const char *name, *sentence;
@@ -188,6 +216,14 @@ static const struct {
 	[RULE_IN_ALL] = {"in-all", "all inbound TCP is captured: goes to the proxy's inbound port"},
 	[RULE_IN_PORT_INCLUDED] = {"in-port-included", "the port is in includeInboundPorts: goes "
 						       "to the proxy's inbound port"},
+	[RULE_OUT_PROXY_MARK] = {"out-proxy-mark",
+				 "the proxy itself (by its mark) connects: passes unchanged"},
+	[RULE_OUT_PROBE] = {"out-probe",
+			    "it goes to the address that stands for kubelet: passes unchanged"},
+	[RULE_OUT_REPLY_MARK] = {"out-reply-mark",
+				 "it answers the proxy (by its mark): passes unchanged"},
+	[RULE_OUT_TO_SELF] = {"out-to-self", "the app calls its own pod: passes unchanged"},
+	[RULE_IN_PROBE] = {"in-probe", "it is a probe of kubelet's: reaches the app directly"},
 };
 
 const char *plan_rule_name(enum plan_rule_id id)
@@ -458,11 +494,27 @@ static size_t select_rules(const struct redirect_plan *plan, const struct rule_r
 	return used;
 }
 
+static void build_rules(struct redirect_plan *plan, uint32_t conditions)
+{
+	if (plan->ambient) {
+		plan->n_outbound =
+			select_rules(plan, ambient_outbound_rows, ROWS(ambient_outbound_rows),
+				     conditions, plan->outbound);
+		plan->n_inbound =
+			select_rules(plan, ambient_inbound_rows, ROWS(ambient_inbound_rows),
+				     conditions, plan->inbound);
+		return;
+	}
+	plan->n_outbound =
+		select_rules(plan, outbound_rows, ROWS(outbound_rows), conditions, plan->outbound);
+	plan->n_inbound =
+		select_rules(plan, inbound_rows, ROWS(inbound_rows), conditions, plan->inbound);
+}
+
 int redirect_plan_build(const struct redirect_settings *s, struct redirect_plan **ret,
 			struct error *err)
 {
 	struct redirect_plan *plan = calloc(1, sizeof(*plan));
-	uint32_t conditions;
 
 	if (!plan)
 		return error_set(err, ENOMEM, "allocate a redirect plan");
@@ -471,6 +523,7 @@ int redirect_plan_build(const struct redirect_settings *s, struct redirect_plan 
 	plan->dns_port = s->dns_capture ? s->dns_port : 0;
 	plan->tunnel_port = s->tunnel_port;
 	plan->capture_ipv6 = s->capture_ipv6;
+	plan->ambient = s->ambient;
 	plan->tproxy = s->tproxy;
 	plan->drop_invalid = s->drop_invalid;
 	plan->loopback4 = s->loopback4;
@@ -480,11 +533,7 @@ int redirect_plan_build(const struct redirect_settings *s, struct redirect_plan 
 		redirect_plan_free(plan);
 		return error_set(err, ENOMEM, "allocate the lists of a redirect plan");
 	}
-	conditions = plan_conditions(s, plan);
-	plan->n_outbound =
-		select_rules(plan, outbound_rows, ROWS(outbound_rows), conditions, plan->outbound);
-	plan->n_inbound =
-		select_rules(plan, inbound_rows, ROWS(inbound_rows), conditions, plan->inbound);
+	build_rules(plan, plan_conditions(s, plan));
 	*ret = plan;
 	return 0;
 }
@@ -541,8 +590,8 @@ bool redirect_plan_equal(const struct redirect_plan *a, const struct redirect_pl
 	       rules_equal(a->inbound, a->n_inbound, b->inbound, b->n_inbound) &&
 	       a->outbound_port == b->outbound_port && a->inbound_port == b->inbound_port &&
 	       a->dns_port == b->dns_port && a->tunnel_port == b->tunnel_port &&
-	       a->capture_ipv6 == b->capture_ipv6 && a->tproxy == b->tproxy &&
-	       a->drop_invalid == b->drop_invalid &&
+	       a->capture_ipv6 == b->capture_ipv6 && a->ambient == b->ambient &&
+	       a->tproxy == b->tproxy && a->drop_invalid == b->drop_invalid &&
 	       names_equal(&a->exclude_interfaces, &b->exclude_interfaces) &&
 	       names_equal(&a->reroute_interfaces, &b->reroute_interfaces) &&
 	       compare_prefixes(&a->loopback4, &b->loopback4) == 0 &&
@@ -562,6 +611,11 @@ static const struct ip_address loopback_v4 = {{[10] = 0xff, [11] = 0xff, [12] = 
 static const struct ip_address loopback_v6 = {{[15] = 1}};
 static const struct ip_address passthrough_v4 = {{[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 6}};
 static const struct ip_address passthrough_v6 = {{[15] = 6}};
+
+const struct ip_address plan_probe_source4 = {
+	{[10] = 0xff, [11] = 0xff, [12] = 169, [13] = 254, [14] = 7, [15] = 127}};
+const struct ip_address plan_probe_source6 = {{0xfd, 0x16, 0x92, 0x54, 0x71, 0x27, 0x13, 0x37, 0xff,
+					       0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}};
 
 /*
  * Who dials 0.0.0.0 reaches the address that the socket is bound to, else 127.0.0.1; who dials ::
@@ -584,6 +638,34 @@ static uint32_t fact(bool holds, enum plan_fact bit)
 	return holds ? (uint32_t)bit : 0;
 }
 
+static bool is_probe_source(const struct ip_address *a)
+{
+	return ip_address_equal(a, &plan_probe_source4) || ip_address_equal(a, &plan_probe_source6);
+}
+
+static bool has_mark(const struct plan_flow *flow, enum ambient_mark mark)
+{
+	return (flow->mark & AMBIENT_MARK_MASK) == (uint32_t)mark;
+}
+
+/* Nobody but ztunnel and the kernel's answers to it is known by a mark. */
+static uint32_t ambient_facts(const struct redirect_plan *plan, const struct plan_flow *flow,
+			      const struct ip_address *destination)
+{
+	if (!plan->ambient)
+		return 0;
+	return fact(has_mark(flow, AMBIENT_MARK_PROXY), FACT_MARK_PROXY) |
+	       fact(has_mark(flow, AMBIENT_MARK_REPLY), FACT_MARK_REPLY) |
+	       fact(is_probe_source(&flow->source), FACT_SRC_PROBE) |
+	       fact(is_probe_source(destination), FACT_DST_PROBE);
+}
+
+static bool is_lo(const struct redirect_plan *plan, const struct ip_address *a)
+{
+	return ip_address_is_v4(a) ? ip_prefix_contains(&plan->loopback4, a)
+				   : ip_address_equal(a, &loopback_v6);
+}
+
 static uint32_t outbound_facts(const struct redirect_plan *plan, const struct plan_flow *flow,
 			       const struct ip_address *destination)
 {
@@ -592,9 +674,7 @@ static uint32_t outbound_facts(const struct redirect_plan *plan, const struct pl
 	bool lo = unspecified || flow->destination_is_local || ip_address_is_loopback(destination);
 	bool p6 = ip_address_equal(source, &passthrough_v4) ||
 		  ip_address_equal(source, &passthrough_v6);
-	bool dst_lo = ip_address_is_v4(destination)
-			      ? ip_prefix_contains(&plan->loopback4, destination)
-			      : ip_address_equal(destination, &loopback_v6);
+	bool dst_lo = is_lo(plan, destination);
 	bool exempt = has_id(&plan->groups, flow->gid) == plan->groups_exempt;
 
 	return fact(lo, FACT_OUT_LO) | fact(p6, FACT_SRC_P6) | fact(dst_lo, FACT_DST_LO) |
@@ -612,6 +692,7 @@ static uint32_t inbound_facts(const struct redirect_plan *plan, const struct pla
 {
 	return fact(has_name(&plan->exclude_interfaces, flow->interface), FACT_IF_EXCLUDED) |
 	       fact(has_name(&plan->reroute_interfaces, flow->interface), FACT_IF_REROUTED) |
+	       fact(is_lo(plan, &flow->destination), FACT_DST_LO) |
 	       fact(has_address(&plan->include_prefixes, &flow->destination), FACT_CIDR_INCLUDED) |
 	       fact(has_port(&plan->inbound_exclude_ports, flow->port), FACT_PORT_EXCLUDED) |
 	       fact(has_port(&plan->inbound_include_ports, flow->port), FACT_PORT_INCLUDED);
@@ -624,7 +705,7 @@ uint32_t redirect_plan_facts(const struct redirect_plan *plan, const struct plan
 	uint32_t facts = (flow->udp ? FACT_UDP : FACT_TCP) |
 			 fact(!ip_address_is_v4(&destination), FACT_IPV6) |
 			 fact(flow->port == PORT_DNS, FACT_PORT_DNS) |
-			 fact(tunnel, FACT_PORT_TUNNEL);
+			 fact(tunnel, FACT_PORT_TUNNEL) | ambient_facts(plan, flow, &destination);
 
 	return facts | (flow->inbound ? inbound_facts(plan, flow)
 				      : outbound_facts(plan, flow, &destination));

@@ -65,6 +65,7 @@ struct redirect_plan {
 	uint16_t dns_port;		      /* 0: no DNS capture */
 	uint16_t tunnel_port;		      /* 15008 for istio; 0: the mesh has none */
 	bool capture_ipv6;
+	bool ambient;	   /* the proxy is ztunnel: it is known by its mark, not by ids */
 	bool tproxy;	   /* inbound: TPROXY, not REDIRECT */
 	bool drop_invalid; /* drop what conntrack calls INVALID; no engine without it needs to */
 	struct ip_prefix loopback4; /* what counts as IPv4 loopback, 127.0.0.1/32 */
@@ -80,6 +81,12 @@ struct redirect_plan {
 };
 
 /*
+ * Ambient on netfilter: the source that the host gives to kubelet's probes, and by which the pod
+ * knows them (Istio's HOST_PROBE_SNAT_IP).
+ */
+extern const struct ip_address plan_probe_source4, plan_probe_source6;
+
+/*
  * Settings of one pod as pod_policy read them; redirect_plan_build() turns them into rules. Here
  * lists have any order and may repeat; building sorts them.
  */
@@ -87,6 +94,7 @@ struct redirect_settings {
 	uint16_t outbound_port, inbound_port, dns_port, tunnel_port;
 	bool dns_capture;
 	bool capture_ipv6;
+	bool ambient; /* of the lists below only reroute_interfaces matters then */
 	bool tproxy, drop_invalid;
 	struct ip_prefix loopback4;
 	struct id_list proxy_uids, proxy_gids;
@@ -111,11 +119,12 @@ bool redirect_plan_equal(const struct redirect_plan *a, const struct redirect_pl
 struct plan_flow {
 	bool inbound;
 	bool udp;
-	struct ip_address source;      /* outbound: bound source, unspecified when not bound */
+	struct ip_address source;      /* outbound: bound source; unspecified: none, not known */
 	struct ip_address destination; /* as the opener dialled it */
 	uint16_t port;
 	bool destination_is_local; /* an address of the pod; 127/8 and ::1 are known anyway */
 	uint32_t uid, gid;	   /* the opener's, outbound only */
+	uint32_t mark;		   /* outbound: the socket's; inbound: the packet's */
 	const char *interface;	   /* it leaves or comes in by; NULL: one that no rule names */
 };
 uint32_t redirect_plan_facts(const struct redirect_plan *plan, const struct plan_flow *flow);
