@@ -29,7 +29,7 @@ say  = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' $(1) '$(2)')
 , := ,
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Werror
 INCLUDES := -Icommon -Ibpf -Inode-agent -Inode-agent/registration -Inode-agent/redirect \
-	-Inode-agent/accelerate -Inode-agent/observe -Inode-agent/install -Inode-agent/ctl -Icni-plugin -Itest/lib -I$(G)
+	-Inode-agent/accelerate -Inode-agent/kube -Inode-agent/ambient -Inode-agent/observe -Inode-agent/install -Inode-agent/ctl -Icni-plugin -Itest/lib -I$(G)
 CPPFLAGS := -D_GNU_SOURCE -DSOCKMESH_VERSION='"$(VERSION)"' $(INCLUDES) $(EXTRA_CPPFLAGS)
 CFLAGS ?= -O2 -g
 ALL_CFLAGS := -std=gnu11 $(WARN) -fno-strict-aliasing -fstack-protector-strong $(CFLAGS) \
@@ -42,7 +42,8 @@ COMMON_SRC := $(wildcard common/*.c)
 PLUGIN_SRC := $(wildcard cni-plugin/*.c)
 CTL_SRC    := $(wildcard node-agent/ctl/*.c)
 AGENT_SRC  := $(wildcard node-agent/*.c) \
-	$(foreach d,registration redirect accelerate kube ambient install observe,$(wildcard node-agent/$(d)/*.c))
+	$(foreach d,registration redirect accelerate kube ambient install observe,$(wildcard node-agent/$(d)/*.c)) \
+	$(G)/zds.pb-c.c
 UNIT_SRC   := $(wildcard test/unit/*_test.c)
 FUZZ_SRC   := $(wildcard test/fuzz/*_fuzz.c)
 PROG_SRC   := $(wildcard $(addprefix test/,$(addsuffix /*.c,contract runtime proxies programs bench demo plugin agent accelerate)))
@@ -59,16 +60,17 @@ FUZZ_BIN := $(patsubst test/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
 
 # Each skeleton is one BPF object made of one or more files of bpf/.
 DATAPATH_BPF := outbound original_dst dns
-SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/listener_scan.skel.h \
+SKELS := $(G)/datapath.skel.h $(G)/inbound.skel.h $(G)/kubelet.skel.h $(G)/listener_scan.skel.h \
 	$(G)/listener_lookup.skel.h $(G)/accelerate.skel.h $(G)/accelerate_probe.skel.h \
-	$(G)/advise.skel.h
+	$(G)/advise.skel.h $(G)/process_watch.skel.h
+GENERATED := $(SKELS) $(G)/zds.pb-c.h
 
 # ---- programs ----------------------------------------------------------------------------------
 
 .PHONY: all
 all: $(BIN) ## the three programs (default)
 
-AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcap-ng -lnftnl -lmnl
+AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcurl -lyaml -lcap-ng -lnftnl -lmnl -lprotobuf-c
 CTL_LIBS   := -ljansson
 # The plugin runs on the host's file system, whatever distribution that is: fully static.
 # Sections that nothing reaches are dropped, which is what keeps it under 1 MB.
@@ -89,7 +91,7 @@ $(B)/bin/sockmeshctl: $(call obj,$(COMMON_SRC) $(CTL_SRC))
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CTL_LIBS)
 
-$(B)/obj/%.o: %.c | $(SKELS)
+$(B)/obj/%.o: %.c | $(GENERATED)
 	$(call say,CC,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -ffunction-sections -fdata-sections -MMD -MP -c -o $@ $<
@@ -116,6 +118,14 @@ $(G)/%.skel.h: $(G)/%.linked.o
 	$(call say,SKEL,$@)
 	$(Q)$(BPFTOOL) gen skeleton $< name $*_bpf > $@
 
+# ---- messages ----------------------------------------------------------------------------------
+
+# One run writes both files.
+$(G)/zds.pb-c.h $(G)/zds.pb-c.c &: node-agent/ambient/zds.proto
+	$(call say,PROTOC,$(G)/zds.pb-c.c)
+	@mkdir -p $(@D)
+	$(Q)protoc-c --proto_path=$(<D) --c_out=$(G) $(<F)
+
 # ---- tests -------------------------------------------------------------------------------------
 
 $(UNIT_BIN): $(B)/test/unit/%: $(B)/obj/test/unit/%.o $(call obj,$(LIB_SRC) test/lib/test_main.c)
@@ -129,7 +139,7 @@ $(PROG_BIN): $(B)/test/%: test/%.c $(wildcard test/lib/*.h test/contract/*.h)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -g -static -o $@ $< -lpthread
 
-$(FUZZ_BIN): build/fuzz/%: test/fuzz/%.c $(LIB_SRC) $(wildcard common/*.h cni-plugin/*.h node-agent/*/*.h) | $(SKELS)
+$(FUZZ_BIN): build/fuzz/%: test/fuzz/%.c $(LIB_SRC) $(wildcard common/*.h cni-plugin/*.h node-agent/*/*.h) | $(GENERATED)
 	$(call say,FUZZ,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CLANG) $(CPPFLAGS) -std=gnu11 -g -O1 -fsanitize=fuzzer$(,)address$(,)undefined \
@@ -143,13 +153,27 @@ $(UNGUARDED_AGENT): $(call obj,$(COMMON_SRC) \
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(AGENT_LIBS) -lpthread
 
+# The agent's client of the Kubernetes API alone: it needs what the agent links against.
+KUBE_RIG := $(B)/test/kube/watch_rig
+$(KUBE_RIG): $(B)/obj/test/kube/watch_rig.o $(call obj,$(LIB_SRC))
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(AGENT_LIBS) -lpthread
+
+# The agent's server for ztunnel alone.
+ZDS_RIG := $(B)/test/zds/zds_rig
+$(ZDS_RIG): $(call obj,$(LIB_SRC) test/zds/zds_rig.c)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(AGENT_LIBS) -lpthread
+
 .PHONY: test-programs unit-tests
 unit-tests: $(UNIT_BIN)
-test-programs: $(PROG_BIN) $(UNGUARDED_AGENT)
+test-programs: $(PROG_BIN) $(UNGUARDED_AGENT) $(KUBE_RIG) $(ZDS_RIG)
 
 # SCALE=full runs the long tests at their full counts.
 SCALE ?= ci
-.PHONY: test soak test-kernels fuzz demo bench
+.PHONY: test soak test-kernels test-cluster fuzz demo bench
 test: deps-if-missing ## every test that this machine can run (as root)
 	$(Q)$(MAKE) --no-print-directory all unit-tests test-programs
 	$(Q)BUILD_DIR=$(B) SCALE=$(SCALE) test/run.sh $(SUITES)
@@ -161,6 +185,11 @@ soak: ## the tests with the full counts of the long ones
 test-kernels: deps-if-missing ## the contract on Debian's kernels in QEMU, and on the running one (as root)
 	$(Q)$(MAKE) --no-print-directory all test-programs
 	$(Q)BUILD_DIR=$(B) SCALE=$(if $(filter file,$(origin SCALE)),full,$(SCALE)) test/kernels/run.sh
+
+# SCALE=full has 5,000 namespaces and pods; KUBERNETES=oldest runs an old release of the API server.
+test-cluster: deps-if-missing ## with a real kube-apiserver and etcd; the first time builds it (as root)
+	$(Q)$(MAKE) --no-print-directory all test-programs
+	$(Q)BUILD_DIR=$(B) SCALE=$(SCALE) KUBERNETES=$(KUBERNETES) test/cluster/run.sh
 
 FUZZ_SECONDS ?= 60
 fuzz: $(FUZZ_BIN) ## each fuzzer for FUZZ_SECONDS (60)
@@ -182,10 +211,11 @@ bench-compare: ## the last benchmark with BENCH_BASELINE, an earlier report.json
 # ---- dependencies ------------------------------------------------------------------------------
 
 BUILD_DEPS := build-essential pkg-config clang llvm bpftool libbpf-dev libelf-dev zlib1g-dev \
-	libjansson-dev libcap-ng-dev libmnl-dev libnftnl-dev
+	libjansson-dev libcurl4-openssl-dev libyaml-dev libcap-ng-dev libmnl-dev libnftnl-dev \
+	protobuf-c-compiler libprotobuf-c-dev
 TEST_DEPS := bats iproute2 nftables iptables haproxy containerd runc containernetworking-plugins \
 	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev \
-	qemu-system-x86 cpio kmod xz-utils debian-archive-keyring nginx openssl gnuplot-nox
+	qemu-system-x86 cpio kmod xz-utils debian-archive-keyring nginx openssl gnuplot-nox etcd-server etcd-client
 LINT_DEPS := clang-format clang-tidy clang-tools shellcheck codespell libclang-rt-14-dev man-db
 
 .PHONY: deps deps-if-missing
@@ -207,7 +237,7 @@ TIDY_FILES := $(filter-out bpf/% test/%,$(filter %.c,$(C_FILES)))
 SH_FILES := $(shell git ls-files '*.sh' '.ci/run' 2>/dev/null)
 
 .PHONY: lint format compile_commands.json
-lint: $(SKELS) ## formatting, static analysis, shell scripts, spelling
+lint: $(GENERATED) ## formatting, static analysis, shell scripts, spelling
 	$(call say,FORMAT,--dry-run)
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 	$(call say,TIDY,$(words $(TIDY_FILES)) files)
@@ -249,5 +279,5 @@ clean: ## remove build/ but keep build/cache
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z._-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
--include $(patsubst %.o,%.d,$(call obj,$(LIB_SRC) $(MAINS) $(UNIT_SRC) test/lib/test_main.c test/lib/accelerate_guards_test.c))
+-include $(patsubst %.o,%.d,$(call obj,$(LIB_SRC) $(MAINS) $(UNIT_SRC) test/lib/test_main.c test/lib/accelerate_guards_test.c test/kube/watch_rig.c test/zds/zds_rig.c))
 -include $(wildcard $(G)/*.bpf.d)
