@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef SOCKMESH_ENROL_ACTION_H
+#define SOCKMESH_ENROL_ACTION_H
+
+/*
+ * What to do next about one pod: what is wanted, what the kernel and ztunnel have, and what can be
+ * done now, in; one step and its reason in words out. Pure.
+ *
+ * What is enrolled is read from the kernel, never from an annotation: annotations survive what they
+ * tell of (a reboot, a crash between two steps). Nothing that cannot be finished is begun, and
+ * nothing is called done that is not: a pod that waits is looked at again at the next event and by
+ * the next round of the reconciler.
+ */
+#include "pod_policy.h"
+
+#include <stdbool.h>
+
+enum enrol_ztunnel {			    /* what the connected ztunnels know of the pod */
+		     ENROL_ZTUNNEL_ABSENT,  /* none is connected */
+		     ENROL_ZTUNNEL_UNTOLD,  /* connected, and this pod is not there, or with another
+					       netns */
+		     ENROL_ZTUNNEL_REFUSED, /* it was told, and answered with an error or not at all
+					     */
+		     ENROL_ZTUNNEL_HAS_IT,
+};
+
+enum enrol_validation { /* the init container that tests whether the pod is redirected */
+			ENROL_VALIDATION_NONE,
+			ENROL_VALIDATION_DUE, /* it runs, will run or will run again */
+			ENROL_VALIDATION_PASSED,
+};
+
+struct enrol_view {
+	enum pod_mode wanted; /* pod_policy_decide(), POD_UNDECIDED too */
+	bool hold;	      /* struct pod_decision's */
+	bool asked;	      /* wanted because of sockmesh.io/redirection */
+
+	enum pod_mode enrolled; /* what the kernel has; POD_SKIP: nothing. Never POD_UNDECIDED */
+	bool ours;		/* this agent, or one before it, had enrolled the pod */
+	bool plan_differs;	/* the kernel's plan is not today's */
+	bool addresses_differ;	/* what is kept by address (probes) is not today's */
+
+	bool creating; /* the CNI plugin waits for an answer; there is no API object yet */
+	bool gone;     /* deleted from the API */
+	bool ended;    /* Succeeded or Failed */
+	bool has_ips;
+	bool netns_known; /* and open, or can be opened */
+	bool netns_ended;
+
+	enum enrol_ztunnel ztunnel;
+	bool admit_without_ztunnel; /* --without-ztunnel admit */
+	enum enrol_validation validation;
+	bool repairs; /* sidecar pods that have started without redirection are to get it */
+};
+
+enum enrol_action {
+	ENROL_NOTHING,
+	ENROL_ENROL, /* ambient: hand it to ztunnel, then redirect; else redirect */
+	/*
+	 * Take back the redirection, then tell ztunnel and the probes' set. If the pod has ended or
+	 * its namespace has, there is nothing to be done inside.
+	 */
+	ENROL_WITHDRAW,
+	/*
+	 * Tell ztunnel and the probes' set only: the namespace may live, and as long as it does its
+	 * connections stay redirected, rather than bypass the proxy.
+	 */
+	ENROL_RELEASE,
+	ENROL_UPDATE, /* replace the plan in place, and what is kept by address */
+	ENROL_WAIT,   /* cannot be done now */
+	ENROL_REFUSE, /* while creating: "try again later" */
+};
+
+/* What annotation ambient.istio.io/redirection is to say once the step is done. */
+enum enrol_status {
+	ENROL_STATUS_KEEP, /* as it is: nothing is known that could be said */
+	ENROL_STATUS_NONE, /* no such annotation */
+	ENROL_STATUS_PENDING,
+	ENROL_STATUS_ENABLED,
+};
+
+struct enrol_step {
+	enum enrol_action action;
+	enum enrol_status status;
+	const char *reason; /* a literal */
+};
+
+struct enrol_step enrol_next(const struct enrol_view *view);
+
+/* A pod in the first messages to a ztunnel, which drops what is in none of them. */
+enum enrol_snapshot {
+	ENROL_SNAPSHOT_OMIT,
+	ENROL_SNAPSHOT_ADD,  /* with its namespace */
+	ENROL_SNAPSHOT_KEEP, /* which is not at hand: ztunnel may still have it */
+};
+enum enrol_snapshot enrol_snapshot(const struct enrol_view *view);
+
+const char *enrol_action_name(enum enrol_action action); /* "enrol", for logs and counters */
+
+#endif
