@@ -5,7 +5,7 @@
 /*
  * Whose socket is it, and which pod's? As netfilter's owner match (net/netfilter/xt_owner.c) we
  * take the fsuid and fsgid of whoever opened the socket's file, not of the task that happens to
- * call connect(). The pod is known by its network namespace.
+ * call connect(); in an ambient pod, the socket's mark. The pod is known by its network namespace.
  */
 #include "vmlinux.h"
 
@@ -23,6 +23,7 @@ const volatile __u32 netns_by_inode __weak = 0;
 
 struct opener {
 	__u32 uid, gid;
+	__u32 mark;
 	int known; /* 0: no file, as for sockets of the kernel itself */
 };
 
@@ -53,6 +54,7 @@ static __always_inline struct opener opener_of(const struct sock *sk)
 	struct opener who = {};
 	const struct cred *cred = BPF_CORE_READ(sk, sk_socket, file, f_cred);
 
+	who.mark = BPF_CORE_READ(sk, sk_mark);
 	if (!cred)
 		return who;
 	who.uid = BPF_CORE_READ(cred, fsuid.val);
@@ -69,6 +71,18 @@ static __always_inline __u32 id_bits(__u32 policy, __u32 id)
 	return bits ? *bits : 0;
 }
 
+/* Who may set a mark in a pod can pass for ztunnel, as with Istio's own rules. */
+static __always_inline __u32 mark_facts(__u32 mark)
+{
+	switch (mark & AMBIENT_MARK_MASK) {
+	case AMBIENT_MARK_PROXY:
+		return FACT_MARK_PROXY;
+	case AMBIENT_MARK_REPLY:
+		return FACT_MARK_REPLY;
+	}
+	return 0;
+}
+
 /*
  * The facts that identity decides. A socket without an owner is an application's: iptables'
  * positive owner match fails for it and the negated one holds.
@@ -78,6 +92,8 @@ static __always_inline __u32 identity_facts(const struct pod_config *pod, const 
 	__u32 facts = 0, gid_is = 0;
 	int listed;
 
+	if (pod->flags & POD_IS_AMBIENT)
+		return mark_facts(who->mark);
 	if (who->known) {
 		gid_is = id_bits(pod->policy, who->gid);
 		if (id_bits(pod->policy, who->uid) & ID_PROXY_UID)

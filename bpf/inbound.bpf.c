@@ -8,6 +8,8 @@
  */
 #include "decide.bpf.h"
 
+#include <bpf/bpf_endian.h>
+
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 const volatile __u64 pod_netns;
@@ -60,11 +62,53 @@ static __always_inline int steer(struct bpf_sk_lookup *ctx, __u16 inbound_port)
 	return SK_DROP;
 }
 
+/*
+ * Ambient: what comes from elsewhere, or looks like it, and is still meant for the application:
+ * ztunnel that speaks for a client, and kubelet's probes. Returns its rule; 0: like any other.
+ */
+static __always_inline __u32 announced_as(const struct addr16 *remote, __u16 remote_port,
+					  const struct addr16 *local, __u16 local_port)
+{
+	struct handover_key key = {
+		.netns = pod_netns,
+		.local = *remote,
+		.remote = *local,
+		.local_port = remote_port,
+		.remote_port = local_port,
+	};
+	const struct handover *entry = bpf_map_lookup_elem(&handovers, &key);
+	struct probe *probe;
+
+	if (entry && entry->kind == HANDOVER_TO_APP)
+		return RULE_OUT_PROXY_MARK;
+	key.netns = 0;
+	probe = bpf_map_lookup_elem(&probes, &key);
+	if (!probe || bpf_ktime_get_ns() - probe->at_ns > PROBE_NS)
+		return 0;
+	if (!probe->recognised)
+		count_probe(PROBE_RECOGNISED);
+	probe->recognised = 1;
+	return RULE_IN_PROBE;
+}
+
+static __always_inline __u32 inbound_facts(const struct pod_config *pod, const struct addr16 *local,
+					   __u16 port)
+{
+	__u32 facts = FACT_TCP | port_facts(pod, port, 1);
+
+	if (!addr16_is_v4(local))
+		return facts | FACT_IPV6 | (addr16_is_low_v6(local, 1) ? FACT_DST_LO : 0);
+	if ((local->w[3] & pod->loopback4_mask_be) == pod->loopback4_be)
+		facts |= FACT_DST_LO;
+	return facts;
+}
+
 SEC("sk_lookup")
 int sockmesh_inbound(struct bpf_sk_lookup *ctx)
 {
 	volatile struct bpf_sk_lookup *c = ctx;
 	__u32 family = c->family, protocol = c->protocol, port = c->local_port;
+	__u16 remote_port = bpf_ntohs(c->remote_port);
 	struct addr16 remote, local;
 	const struct pod_config *pod;
 	__u64 netns = pod_netns;
@@ -92,7 +136,15 @@ int sockmesh_inbound(struct bpf_sk_lookup *ctx)
 	pod = bpf_map_lookup_elem(&pods, &netns);
 	if (!pod || !(pod->flags & POD_ACTIVE))
 		return SK_PASS;
-	facts = FACT_TCP | (family == AF_INET6 ? FACT_IPV6 : 0) | port_facts(pod, port, 1);
+	if (pod->flags & POD_IS_AMBIENT) {
+		__u32 rule = announced_as(&remote, remote_port, &local, port);
+
+		if (rule) {
+			count_rule(netns, rule);
+			return SK_PASS;
+		}
+	}
+	facts = inbound_facts(pod, &local, port);
 	d = first_match(pod->inbound, pod->n_inbound, POD_RULES_INBOUND_MAX, facts);
 	inbound_port = pod->inbound_port;
 	if (!pod_is_still(pod, netns)) {

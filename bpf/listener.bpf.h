@@ -15,7 +15,7 @@ static __always_inline int is_inbound_listener(const struct pod_config *pod, __u
 {
 	if (port != pod->inbound_port || addr16_is_loopback(addr) || !who->known)
 		return 0;
-	return !!(identity_facts(pod, who) & (FACT_UID_PROXY | FACT_GID_PROXY));
+	return !!(identity_facts(pod, who) & (FACT_UID_PROXY | FACT_GID_PROXY | FACT_MARK_PROXY));
 }
 
 #endif

@@ -37,6 +37,7 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	c->key.local_port = t.local_port;
 	c->key.remote_port = t.remote_port;
 	entry.original = c->original;
+	entry.kind = c->kind;
 	entry.cookie = bpf_get_socket_cookie(ctx);
 	c->state = CAPTURE_HANDED;
 	/* An entry of the same tuple is a leftover of a connection that is gone: its place is ours.
@@ -60,6 +61,23 @@ static __always_inline int is_local_peer(__u64 netns, const struct addr16 *peer)
 	return addr16_is_loopback(peer) || bpf_map_lookup_elem(&local_addresses, &key);
 }
 
+/*
+ * Ambient: the application's end of a connection that ztunnel or kubelet has announced is there.
+ * Not before: with SYN cookies the kernel looks for the listener once more when the ACK comes.
+ */
+static __always_inline void announced_arrived(struct handover_key *key)
+{
+	const struct handover *entry = bpf_map_lookup_elem(&handovers, key);
+
+	if (entry) {
+		if (entry->kind == HANDOVER_TO_APP && !bpf_map_delete_elem(&handovers, key))
+			handover_release(key->netns);
+		return;
+	}
+	key->netns = 0;
+	bpf_map_delete_elem(&probes, key);
+}
+
 /* PASSIVE_ESTABLISHED: before accept() can return this socket. */
 static __always_inline void accepted(struct bpf_sock_ops *ctx)
 {
@@ -78,13 +96,17 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 	if (!pod)
 		return;
 	read_tuple(ctx, &t);
-	if (!is_proxy_port(pod, t.local_port) || !is_local_peer(netns, &t.remote))
-		return; /* from outside: its local address is the original destination */
 	key.netns = netns;
 	key.local = t.remote;
 	key.remote = t.local;
 	key.local_port = t.remote_port;
 	key.remote_port = t.local_port;
+	if (!is_proxy_port(pod, t.local_port) || !is_local_peer(netns, &t.remote)) {
+		/* From outside: its local address is the original destination. */
+		if (pod->flags & POD_IS_AMBIENT)
+			announced_arrived(&key);
+		return;
+	}
 	entry = bpf_map_lookup_elem(&handovers, &key);
 	dst = bpf_sk_storage_get(&accepted_dsts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!dst) {
@@ -106,21 +128,13 @@ static __always_inline void closed(struct bpf_sock_ops *ctx, int old_state)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct handover *entry;
-	struct notice *n;
 	struct capture *c;
 
 	if (!sk)
 		return;
 	if (old_state == TCP_LISTEN_STATE) {
-		if (!bpf_sk_storage_get(&listener_marks, sk, NULL, 0))
-			return;
-		n = bpf_ringbuf_reserve(&notices, sizeof(*n), 0);
-		if (!n)
-			return;
-		n->type = NOTICE_LISTENER_LEFT;
-		n->event = 0;
-		n->netns = netns_of(ctx, sk);
-		bpf_ringbuf_submit(n, 0);
+		if (bpf_sk_storage_get(&listener_marks, sk, NULL, 0))
+			notify_listener(netns_of(ctx, sk), NOTICE_LISTENER_LEFT);
 		return;
 	}
 	c = bpf_sk_storage_get(&captures, sk, NULL, 0);
@@ -131,6 +145,26 @@ static __always_inline void closed(struct bpf_sock_ops *ctx, int old_state)
 	if (entry && entry->cookie == bpf_get_socket_cookie(ctx) &&
 	    !bpf_map_delete_elem(&handovers, &c->key))
 		handover_release(c->netns);
+}
+
+static __always_inline void watch_state(struct bpf_sock_ops *ctx)
+{
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/*
+ * Ambient: ztunnel without port reuse marks its listener when it listens already, so the agent
+ * looks a moment later whose it is.
+ */
+static __always_inline void not_proxys(struct bpf_sock_ops *ctx, const struct pod_config *pod,
+				       __u64 netns)
+{
+	if (pod->flags & POD_IS_AMBIENT) {
+		watch_state(ctx);
+		notify_listener(netns, NOTICE_LISTENER_UNMARKED);
+	} else {
+		report_event(netns, EVENT_LISTENER_NOT_PROXY);
+	}
 }
 
 static __always_inline void listening(struct bpf_sock_ops *ctx)
@@ -157,7 +191,7 @@ static __always_inline void listening(struct bpf_sock_ops *ctx)
 	who = opener_of(kernel_sock(sk));
 	if (!is_inbound_listener(pod, t.local_port, &t.local, &who)) {
 		if (!addr16_is_loopback(&t.local))
-			report_event(netns, EVENT_LISTENER_NOT_PROXY);
+			not_proxys(ctx, pod, netns);
 		return;
 	}
 	mark = bpf_sk_storage_get(&listener_marks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
@@ -178,7 +212,7 @@ static __always_inline void listening(struct bpf_sock_ops *ctx)
 	}
 	if (err)
 		report_event(netns, EVENT_LISTENER_FAILED);
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	watch_state(ctx);
 }
 
 SEC("sockops")

@@ -19,6 +19,7 @@ const volatile __u32 max_handovers_per_pod = 30000;
 
 enum { IPPROTO_TCP_ = 6, IPPROTO_UDP_ = 17, IPPROTO_MPTCP_ = 262, TCP_LISTEN_STATE = 10 };
 enum { CONNECT_DENY = 0, CONNECT_ALLOW = 1 };
+enum { SOL_SOCKET_ = 1, SO_MARK_ = 36 };
 
 /* What connect4 and connect6 share; the entries read and write the context themselves. */
 struct attempt {
@@ -29,6 +30,7 @@ struct attempt {
 	__u16 bound_port;
 	__u16 redirect;
 	__u32 facts;
+	__u32 kind; /* enum handover_kind, of what is recorded */
 };
 
 static __always_inline int has_handover_place(__u64 netns)
@@ -60,6 +62,7 @@ static __always_inline int record(struct bpf_sock_addr *ctx, const struct attemp
 	c->original.port = a->flow.port;
 	c->rewritten = a->target;
 	c->netns = a->flow.netns;
+	c->kind = a->kind;
 	if (a->flow.udp) {
 		c->state = CAPTURE_DATAGRAM;
 		return 0;
@@ -207,6 +210,37 @@ static __always_inline void choose_target(struct bpf_sock_addr *ctx, const struc
 	}
 }
 
+/* Ambient: ztunnel hands a connection on to the application as if it were the client. */
+static __always_inline int speaks_for_client(const struct attempt *a)
+{
+	const struct addr16 *source = &a->flow.source;
+
+	return (a->facts & (FACT_MARK_PROXY | FACT_MARK_REPLY)) && (a->facts & FACT_TCP) &&
+	       (a->facts & FACT_OUT_LO) && !addr16_is_unspecified(source) &&
+	       !addr16_is_loopback(source) && !is_own_address(a->flow.netns, source);
+}
+
+/*
+ * The application answers an address that is not the pod's. The accepted socket inherits the mark
+ * of the SYN, as does what the kernel answers itself, and a rule of routing brings such packets
+ * back to the pod. Whoever has spoken for a client once and now connects elsewhere is ztunnel
+ * again.
+ */
+static __always_inline int set_mark(struct bpf_sock_addr *ctx, const struct attempt *a,
+				    const struct opener *who)
+{
+	__u32 wanted = a->kind == HANDOVER_TO_APP ? AMBIENT_MARK_REPLY : AMBIENT_MARK_PROXY;
+	__u32 mark = (who->mark & ~(__u32)AMBIENT_MARK_MASK) | wanted;
+
+	if (!(a->facts & FACT_TCP) || mark == who->mark ||
+	    !(a->facts & (FACT_MARK_PROXY | FACT_MARK_REPLY)))
+		return 0;
+	if (!bpf_setsockopt(ctx, SOL_SOCKET_, SO_MARK_, &mark, sizeof(mark)))
+		return 0;
+	report_event(a->flow.netns, EVENT_RECORD_FAILED);
+	return -1;
+}
+
 /*
  * The decision for one connect(). Returns CONNECT_DENY or CONNECT_ALLOW; a->redirect says that the
  * entry has to rewrite to a->target, *source what to bind first (zero: nothing).
@@ -238,6 +272,12 @@ static __always_inline int attempt_decide(struct bpf_sock_addr *ctx, struct atte
 	 */
 	hand_over = !d.redirect && (a->facts & FACT_TCP) && (a->facts & FACT_OUT_LO) &&
 		    is_proxy_port(pod, a->flow.port);
+	if (!d.redirect && speaks_for_client(a)) {
+		a->kind = HANDOVER_TO_APP;
+		hand_over = 1;
+	}
+	if (set_mark(ctx, a, &who))
+		return CONNECT_DENY;
 	if (!d.redirect && !hand_over) {
 		forget(ctx);
 		return CONNECT_ALLOW;

@@ -49,8 +49,19 @@ enum pod_flags {
 	POD_GROUPS_EXEMPT = 1 << 2, /* it lists who is exempt, not who is captured */
 	POD_HAS_PORTS = 1 << 3,	    /* the port sets are worth a lookup */
 	POD_HAS_PREFIXES = 1 << 4,
-	POD_ADDED_PASSTHROUGH = 1 << 5, /* the agent put ::6/128 on lo, and takes it away */
+	/* What the agent has changed in the namespace, and changes back. */
+	POD_ADDED_PASSTHROUGH = 1 << 5, /* ::6/128 on lo */
+	POD_IS_AMBIENT = 1 << 6,	/* the proxy is ztunnel, known by its sockets' mark */
+	POD_SET_FWMARK_ACCEPT = 1 << 7, /* the sysctl of that name was 0 */
+	POD_SET_REFLECT4 = 1 << 8,	/* fwmark_reflect was 0 */
+	POD_SET_REFLECT6 = 1 << 9,
+	POD_ADDED_ROUTES = 1 << 10, /* the rule and the route of AMBIENT_MARK_REPLY */
 };
+
+/* Which of them say what was changed; the others follow from the plan. */
+#define POD_CHANGES                                                                                \
+	(POD_ADDED_PASSTHROUGH | POD_SET_FWMARK_ACCEPT | POD_SET_REFLECT4 | POD_SET_REFLECT6 |     \
+	 POD_ADDED_ROUTES)
 
 /* pods: key is the network namespace's cookie. Replaced as a whole, so a change is atomic. */
 struct pod_config {
@@ -120,8 +131,12 @@ static inline __u32 prefix_policy_family(__u32 policy, int is_v4)
 /*
  * handovers: one entry from the moment a captured connection's ports are known until its other
  * end, the proxy's accepted socket, has taken the original destination over. The tuple is the
- * connecting socket's.
+ * connecting socket's. Of an ambient pod also: one for each connection that ztunnel opens to the
+ * application with a client's address as its source, until the application's end is there. Where
+ * the kernel looks for a listener, nothing else tells it from a client's.
  */
+enum handover_kind { HANDOVER_ORIGINAL, HANDOVER_TO_APP };
+
 struct handover_key {
 	__u64 netns;
 	struct addr16 local, remote;
@@ -131,8 +146,31 @@ struct handover_key {
 
 struct handover {
 	struct endpoint original;
-	__u32 pad;
+	__u32 kind;
 	__u64 cookie; /* of the connecting socket: only it may withdraw the entry */
+};
+
+/*
+ * probes: connections that kubelet opens to ambient pods, from before their SYN until the pod's end
+ * is there or kubelet's is gone. The key's namespace is 0, its tuple kubelet's. An older entry than
+ * PROBE_NS is nobody's: a connection ends earlier, and what a missed end leaves must not be a hole.
+ */
+#define PROBE_NS 180000000000ull
+
+struct probe {
+	__u64 cookie; /* of kubelet's socket: only it withdraws the entry */
+	__u64 at_ns;
+	__u32 recognised; /* the pod has let it pass */
+	__u32 pad;
+};
+
+/* probe_counters, per CPU. */
+enum probe_event {
+	PROBE_ANNOUNCED,
+	PROBE_RECOGNISED,
+	PROBE_NOT_RECOGNISED, /* established, but not as it left: somebody rewrites its source */
+	PROBE_NO_ROOM,	      /* it goes the way of any other connection */
+	PROBE_EVENTS,
 };
 
 /* gauges: hand-over places taken; key 0 is the node, others are namespace cookies. */
@@ -170,7 +208,11 @@ struct listener_key {
 };
 
 /* Ring buffer to the agent: things that it has to act on or say. Losing one loses no traffic. */
-enum notice_type { NOTICE_LISTENER_LEFT = 1, NOTICE_EVENT = 2 };
+enum notice_type {
+	NOTICE_LISTENER_LEFT = 1,
+	NOTICE_EVENT = 2,
+	NOTICE_LISTENER_UNMARKED = 3, /* of an ambient pod: may get its mark now that it listens */
+};
 
 struct notice {
 	__u32 type;
@@ -194,7 +236,7 @@ struct capture {
 	__u64 netns;
 	struct handover_key key;
 	__u32 state;
-	__u32 pad;
+	__u32 kind; /* enum handover_kind */
 };
 
 /* accepted_dsts: on the socket that the proxy accepted. */
@@ -203,6 +245,13 @@ enum accepted_kind { ACCEPTED_RECORD = 1, ACCEPTED_MISS = 2 };
 struct accepted_dst {
 	struct endpoint original;
 	__u32 kind;
+};
+
+/* kubelet_sockets: on kubelet's sockets that connect to a pod. */
+struct kubelet_socket {
+	struct handover_key key; /* in probes */
+	__u32 announced;
+	__u32 pad;
 };
 
 /* listener_marks: on the proxy's inbound listeners, cloned to what they accept. */
@@ -237,6 +286,7 @@ _Static_assert(sizeof(struct port_set_key) == 8, "port_set_key layout");
 _Static_assert(sizeof(struct prefix_set_key) == 24, "prefix_set_key layout");
 _Static_assert(sizeof(struct handover_key) == 48, "handover_key layout");
 _Static_assert(sizeof(struct handover) == 32, "handover layout");
+_Static_assert(sizeof(struct probe) == 24, "probe layout");
 _Static_assert(sizeof(struct listener_key) == 16, "listener_key layout");
 _Static_assert((int)RULE_ID_COUNT_ <= (int)RULE_COUNTERS, "a counter for every rule");
 

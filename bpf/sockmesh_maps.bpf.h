@@ -86,6 +86,37 @@ struct {
 	__type(value, struct counters);
 } node_counters weak_map;
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct handover_key);
+	__type(value, struct probe);
+} probes weak_map;
+
+/* Addresses of ambient pods: what kubelet connects to there is a probe. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct addr16);
+	__type(value, __u8);
+} probe_targets weak_map;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PROBE_EVENTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} probe_counters weak_map;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct kubelet_socket);
+} kubelet_sockets weak_map;
+
 /* The proxies' inbound listeners. Entries leave by themselves when their socket stops listening. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
@@ -161,6 +192,14 @@ static __always_inline void count_event(__u64 netns, enum event_counter event)
 		__sync_fetch_and_add(&c->event[event], 1);
 }
 
+static __always_inline void count_probe(__u32 event)
+{
+	__u64 *n = bpf_map_lookup_elem(&probe_counters, &event);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
 /* Counts, and asks the agent to write it to the log. */
 static __always_inline void report_event(__u64 netns, enum event_counter event)
 {
@@ -172,6 +211,18 @@ static __always_inline void report_event(__u64 netns, enum event_counter event)
 		return;
 	n->type = NOTICE_EVENT;
 	n->event = event;
+	n->netns = netns;
+	bpf_ringbuf_submit(n, 0);
+}
+
+static __always_inline void notify_listener(__u64 netns, enum notice_type type)
+{
+	struct notice *n = bpf_ringbuf_reserve(&notices, sizeof(*n), 0);
+
+	if (!n)
+		return;
+	n->type = type;
+	n->event = 0;
 	n->netns = netns;
 	bpf_ringbuf_submit(n, 0);
 }

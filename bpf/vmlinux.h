@@ -122,6 +122,7 @@ struct sock {
 	} sk_backlog;
 	__u16 sk_type;
 	__u16 sk_protocol;
+	__u32 sk_mark;
 };
 
 struct mem_cgroup {
@@ -183,6 +184,7 @@ struct io_uring_task;
 struct task_struct {
 	struct thread_info thread_info;
 	struct task_struct *group_leader;
+	__u64 start_boottime;
 	char comm[16];
 	struct files_struct *files;
 	struct io_uring_task *io_uring;

@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 
 struct count {
-	uint32_t mark;
+	uint32_t mark, mask;
 	size_t n;
 };
 
@@ -47,7 +47,8 @@ static int count_entry(const struct nlmsghdr *nlh, void *arg)
 		else if (mnl_attr_get_type(attr) == CTA_MARK)
 			mark = ntohl(mnl_attr_get_u32(attr));
 	}
-	if ((status & (IPS_SRC_NAT | IPS_DST_NAT)) || (count->mark && mark == count->mark))
+	if ((status & (IPS_SRC_NAT | IPS_DST_NAT)) ||
+	    (count->mask && (mark & count->mask) == count->mark))
 		count->n++;
 	return MNL_CB_OK;
 }
@@ -71,9 +72,10 @@ static int count_inside(void *arg, struct error *err)
 	return r ? error_set(err, -r, "list the pod's tracked connections") : 0;
 }
 
-int conntrack_count_captured(int netns_fd, uint32_t mark, size_t *ret, struct error *err)
+int conntrack_count_captured(int netns_fd, uint32_t mark, uint32_t mask, size_t *ret,
+			     struct error *err)
 {
-	struct count count = {.mark = mark};
+	struct count count = {.mark = mark, .mask = mask};
 	int r = netns_run(netns_fd, count_inside, &count, err);
 
 	if (!r)

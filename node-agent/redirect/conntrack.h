@@ -10,9 +10,11 @@ struct error;
 
 /*
  * How many tracked flows of the namespace have been translated (IPS_DST_NAT or IPS_SRC_NAT) or
- * carry `mark` (0: do not look) as connection mark: those that break when nat hooks or TPROXY's
- * rules go. -EOPNOTSUPP where the kernel has no ctnetlink: it cannot be known.
+ * carry `mark` in the bits of `mask` (0: do not look) as connection mark: those that break when nat
+ * hooks or the rules of TPROXY or ambient go. -EOPNOTSUPP where the kernel has no ctnetlink: it
+ * cannot be known.
  */
-int conntrack_count_captured(int netns_fd, uint32_t mark, size_t *ret, struct error *err);
+int conntrack_count_captured(int netns_fd, uint32_t mark, uint32_t mask, size_t *ret,
+			     struct error *err);
 
 #endif

@@ -56,9 +56,10 @@ static int address_add(struct ebpf *e, struct ebpf_pod *pod, const struct ip_add
 		return error_set(err, ENOMEM, "remember the pod's address");
 	pod->addresses = grown;
 	r = address_write(e, pod->cookie, a, err);
-	if (!r)
-		pod->addresses[pod->n_addresses++] = *a;
-	return r;
+	if (r)
+		return r;
+	pod->addresses[pod->n_addresses++] = *a;
+	return pod->ambient ? ebpf_kubelet_target(e, a, err) : 0;
 }
 
 static void address_remove(struct ebpf *e, struct ebpf_pod *pod, const struct ip_address *a)
@@ -66,8 +67,12 @@ static void address_remove(struct ebpf *e, struct ebpf_pod *pod, const struct ip
 	size_t at;
 
 	address_erase(e, pod->cookie, a);
-	if (address_known(pod, a, &at))
+	if (address_known(pod, a, &at)) {
+		struct ip_address gone = *a; /* it may be the one that is replaced */
+
 		pod->addresses[at] = pod->addresses[--pod->n_addresses];
+		ebpf_kubelet_no_target(e, &gone);
+	}
 }
 
 static bool is_global_v6(const struct ip_address *a)
@@ -143,8 +148,11 @@ int ebpf_addresses_load(struct ebpf *e, struct error *err)
 
 void ebpf_addresses_forget(struct ebpf *e, struct ebpf_pod *pod)
 {
-	for (size_t i = 0; i < pod->n_addresses; i++)
+	pod->ambient = false;
+	for (size_t i = 0; i < pod->n_addresses; i++) {
 		address_erase(e, pod->cookie, &pod->addresses[i]);
+		ebpf_kubelet_no_target(e, &pod->addresses[i]);
+	}
 	pod->n_addresses = 0;
 }
 

@@ -89,6 +89,8 @@ bool ebpf_attach_pod_is_known(struct ebpf *e, uint64_t cookie)
 
 static int attach(struct ebpf *e, struct error *err)
 {
+	const struct bpf_object *const objects[] = {e->datapath->obj,
+						    e->kubelet ? e->kubelet->obj : NULL, NULL};
 	struct bpf_program *prog;
 
 	bpf_object__for_each_program (prog, e->datapath->obj) {
@@ -101,7 +103,7 @@ static int attach(struct ebpf *e, struct error *err)
 			return r;
 	}
 	e->attached = true;
-	ebpf_pins_drop_old(&e->pins, e->datapath->obj);
+	ebpf_pins_drop_old(&e->pins, objects);
 	return 0;
 }
 
@@ -218,4 +220,7 @@ void ebpf_attach_heal(void *arg)
 
 	if (ebpf_attach_ensure(e, 0, &err))
 		log_error(LOG_ERROR, &err, "the data path is not complete", NULL);
+	if (ebpf_kubelet_ensure(e, &err))
+		log_error(LOG_ERROR, &err, "kubelet's probes of ambient pods go to ztunnel", NULL);
+	ebpf_kubelet_sweep(e);
 }

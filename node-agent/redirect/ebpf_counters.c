@@ -70,6 +70,28 @@ json_t *ebpf_pod_counters(void *state, uint64_t cookie, int netns_fd)
 	return json_pack("{s:o, s:o}", "verdicts", verdicts, "events", events_json(&c));
 }
 
+static json_int_t probe_count(struct ebpf *e, enum probe_event event)
+{
+	int cpus = libbpf_num_possible_cpus();
+	scoped_free __u64 *each = calloc(cpus > 0 ? (size_t)cpus : 1, sizeof(*each));
+	__u32 key = event;
+	__u64 sum = 0;
+
+	if (!each || bpf_map_lookup_elem(bpf_map__fd(e->datapath->maps.probe_counters), &key, each))
+		return 0;
+	for (int cpu = 0; cpu < cpus; cpu++)
+		sum += each[cpu];
+	return (json_int_t)sum;
+}
+
+static json_t *probes_json(struct ebpf *e)
+{
+	return json_pack("{s:I, s:I, s:I, s:I}", "probe-announced", probe_count(e, PROBE_ANNOUNCED),
+			 "probe-recognised", probe_count(e, PROBE_RECOGNISED),
+			 "probe-not-recognised", probe_count(e, PROBE_NOT_RECOGNISED),
+			 "probe-no-room", probe_count(e, PROBE_NO_ROOM));
+}
+
 json_t *ebpf_node_counters(void *state)
 {
 	struct ebpf *e = state;
@@ -81,9 +103,9 @@ json_t *ebpf_node_counters(void *state)
 	if (!read_counters(bpf_map__fd(e->datapath->maps.node_counters), &zero, &c))
 		return NULL;
 	bpf_map_lookup_elem(bpf_map__fd(e->datapath->maps.gauges), &node, &gauge);
-	return json_pack("{s:o, s:I, s:{s:I, s:I, s:I, s:I}}", "events", events_json(&c),
-			 "handovers", (json_int_t)gauge.handovers, "limits", "pods",
-			 (json_int_t)e->cfg->max_pods, "handovers",
+	return json_pack("{s:o, s:o, s:I, s:{s:I, s:I, s:I, s:I}}", "events", events_json(&c),
+			 "kubelet", probes_json(e), "handovers", (json_int_t)gauge.handovers,
+			 "limits", "pods", (json_int_t)e->cfg->max_pods, "handovers",
 			 (json_int_t)e->cfg->max_handovers, "handoversPerPod",
 			 (json_int_t)e->cfg->max_handovers_per_pod, "ruleEntries",
 			 (json_int_t)e->cfg->max_rule_entries);

@@ -8,10 +8,12 @@
  */
 #include "ebpf_pins.h"
 #include "ebpf_policy.h"
+#include "kubelet.h"
 #include "log.h"
 #include "redirect_engine.h"
 
 #include "datapath.skel.h"
+#include "kubelet.skel.h"
 #include "listener_lookup.skel.h"
 #include "listener_scan.skel.h"
 
@@ -36,6 +38,7 @@ struct ebpf_pod { /* what the agent itself remembers of a pod; the kernel has th
 	struct ip_address *addresses; /* that are in local_addresses */
 	size_t n_addresses;
 	bool wants_passthrough;
+	bool ambient;
 	int64_t retired_at_ms; /* monotonic */
 	bool rescan;	       /* its listeners are to be looked for */
 };
@@ -55,6 +58,15 @@ struct ebpf {
 	struct listener_scan_bpf *scan; /* either this one */
 	struct bpf_link *scan_link;
 	struct listener_lookup_bpf *lookup; /* or this one */
+	struct kubelet_bpf *kubelet;	    /* NULL: the kernel cannot do ambient pods */
+	uint64_t kubelet_cgroup;   /* the inode of the one that it is attached to; 0: none */
+	struct kubelet kubelet_is; /* the last that was found */
+	uint64_t kubelet_start;	   /* of its process; 0: not known by one */
+	enum kubelet_said {
+		KUBELET_SAID_NOTHING,
+		KUBELET_SAID_FOUND,
+		KUBELET_SAID_MISSING
+	} kubelet_said;
 	struct ring_buffer *notices;
 	struct event_source *notice_source, *monitor_source, *start_source, *rescan_source;
 	struct event_source *heal_source;
@@ -113,6 +125,32 @@ int ebpf_addresses_passthrough(struct ebpf *e, struct ebpf_pod *pod, int netns_f
 void ebpf_addresses_forget(struct ebpf *e, struct ebpf_pod *pod);
 int ebpf_addresses_watch(struct ebpf *e, struct error *err);
 
+/* ---- ebpf_ambient.c: sysctls and routes of an ambient pod's namespace ---- */
+
+#define POD_AMBIENT_CHANGES (POD_CHANGES & ~POD_ADDED_PASSTHROUGH)
+#define POD_AMBIENT_SYSCTLS (POD_AMBIENT_CHANGES & ~POD_ADDED_ROUTES)
+
+int ebpf_ambient_enter(struct ebpf *e, const struct redirect_pod *pod, struct error *err);
+/* Changes back what the pod's configuration says, as far as it is in `which`. */
+int ebpf_ambient_leave(struct ebpf *e, uint64_t cookie, int netns_fd, __u32 which,
+		       struct error *err);
+int ebpf_ambient_undo(int netns_fd, __u32 flags, struct error *err);
+int ebpf_ambient_verify(const struct redirect_pod *pod, struct error *err);
+/* Is there any that ztunnel opened for a client? It needs the rule and the route to its end. */
+int ebpf_ambient_has_connections(int netns_fd, bool *ret, struct error *err);
+
+/* ---- ebpf_kubelet.c: kubelet's connections to ambient pods ---- */
+
+int ebpf_kubelet_open(struct ebpf *e, struct error *err);	  /* needs the data path's maps */
+int ebpf_kubelet_load_targets(struct ebpf *e, struct error *err); /* needs the pods' addresses */
+int ebpf_kubelet_pod(struct ebpf *e, struct ebpf_pod *pod, bool ambient, struct error *err);
+int ebpf_kubelet_target(struct ebpf *e, const struct ip_address *a, struct error *err);
+void ebpf_kubelet_no_target(struct ebpf *e,
+			    const struct ip_address *a); /* the pod has it no more */
+int ebpf_kubelet_ensure(struct ebpf *e, struct error *err);
+int ebpf_kubelet_verify(struct ebpf *e, struct error *err);
+void ebpf_kubelet_sweep(struct ebpf *e);
+
 /* ---- ebpf_listeners.c: the proxies' inbound listeners ---- */
 
 int ebpf_listeners_open(struct ebpf *e, struct error *err); /* needs the data path's maps */
@@ -152,6 +190,7 @@ int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err);
 
 bool ebpf_is_installed(const struct redirect_config *cfg, uint64_t cookie);
 const char *ebpf_cannot(const struct redirect_plan *plan);
+void ebpf_cannot_ambient(const struct error *why); /* from now on */
 int ebpf_presence(void *state, uint64_t cookie, int netns_fd, enum redirect_presence *ret,
 		  struct error *err);
 bool ebpf_owns_passthrough(void *state, uint64_t cookie, int netns_fd);

@@ -57,7 +57,7 @@ static int on_notice(void *arg, void *data, size_t size)
 		return 0;
 	if (n->type == NOTICE_EVENT)
 		log_notice(e, n);
-	if (n->type == NOTICE_LISTENER_LEFT)
+	if (n->type == NOTICE_LISTENER_LEFT || n->type == NOTICE_LISTENER_UNMARKED)
 		ebpf_listeners_scan_in(e, n->netns, RESCAN_DELAY_MS);
 	else if (n->event == EVENT_NO_LISTENER)
 		ebpf_listeners_scan_in(e, n->netns, RESCAN_REFUSED_MS);

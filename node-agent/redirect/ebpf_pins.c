@@ -444,7 +444,15 @@ static int remove_map_directories(const char *root, const char *keep, struct err
 	return r;
 }
 
-void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *obj)
+static bool has_program(const struct bpf_object *const objects[], const char *name)
+{
+	for (; *objects; objects++)
+		if (bpf_object__find_program_by_name(*objects, name))
+			return true;
+	return false;
+}
+
+void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *const objects[])
 {
 	char path[PIN_PATH_MAX], maps[32];
 	struct error ignored;
@@ -456,8 +464,7 @@ void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *o
 	snprintf(path, sizeof(path), "%s/links", pins->root);
 	dir = opendir(path);
 	while (dir && (entry = readdir(dir)))
-		if (entry->d_name[0] != '.' &&
-		    !bpf_object__find_program_by_name(obj, entry->d_name))
+		if (entry->d_name[0] != '.' && !has_program(objects, entry->d_name))
 			unlinkat(dirfd(dir), entry->d_name, 0);
 }
 

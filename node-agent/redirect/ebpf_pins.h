@@ -8,7 +8,7 @@
  *
  *	maps-v1/NAME	one map; v1 is SOCKMESH_ABI_VERSION. maps-v1-inode where namespaces are
  *			numbered by inode: the two kinds of number never share a map
- *	links/PROGRAM	one program on the pods' cgroup
+ *	links/PROGRAM	one program on the pods' cgroup, or on kubelet's
  *	pods/COOKIE	the inbound program on one pod's network namespace
  *
  * A new agent takes pinned maps over when their layout is its own, and replaces the programs
@@ -50,8 +50,11 @@ int ebpf_pins_reuse_maps(const struct ebpf_pins *pins, struct bpf_object *obj, s
 int ebpf_pins_keep_maps(const struct ebpf_pins *pins, struct bpf_object *obj,
 			struct ebpf_fresh_maps *ret, struct error *err);
 
-/* Once the programs are this agent's: maps of other ABI versions, links of programs it has not. */
-void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *obj);
+/*
+ * Once the programs are this agent's: maps of other ABI versions, links of programs it has not.
+ * objects: NULL-terminated, those whose programs are linked.
+ */
+void ebpf_pins_drop_old(const struct ebpf_pins *pins, const struct bpf_object *const objects[]);
 
 /*
  * Puts prog behind the pinned link `path`: in place when the pinned link is on this very target,

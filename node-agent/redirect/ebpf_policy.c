@@ -249,6 +249,8 @@ int ebpf_pod_config_build(const struct redirect_plan *plan, __u32 policy,
 		cfg.flags |= POD_HAS_PORTS;
 	if (plan->exclude_prefixes.n || plan->include_prefixes.n)
 		cfg.flags |= POD_HAS_PREFIXES;
+	if (plan->ambient)
+		cfg.flags |= POD_IS_AMBIENT;
 	choose_sources(addresses, n_addresses, &cfg);
 	r = compile_rules(plan->outbound, plan->n_outbound, cfg.outbound, POD_RULES_OUTBOUND_MAX,
 			  err);

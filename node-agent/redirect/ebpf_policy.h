@@ -43,7 +43,7 @@ void ebpf_policy_done(struct ebpf_policy *policy); /* frees what it holds; zeroe
 
 /*
  * addresses: the pod's, the first usable one of each family becomes the source of its captured
- * connections. The result has neither POD_ACTIVE nor POD_ADDED_PASSTHROUGH.
+ * connections. The result has neither POD_ACTIVE nor any of POD_CHANGES.
  */
 int ebpf_pod_config_build(const struct redirect_plan *plan, __u32 policy,
 			  const struct ip_address *addresses, size_t n_addresses,

@@ -35,8 +35,17 @@ bool ebpf_is_installed(const struct redirect_config *cfg, uint64_t cookie)
 	return found;
 }
 
+static char ambient_why[sizeof(((struct error *)NULL)->text)]; /* the engine is not open for all */
+
+void ebpf_cannot_ambient(const struct error *why)
+{
+	snprintf(ambient_why, sizeof(ambient_why), "%s", why->text);
+}
+
 const char *ebpf_cannot(const struct redirect_plan *plan)
 {
+	if (plan->ambient && *ambient_why)
+		return ambient_why;
 	if (plan->tproxy)
 		return "interception mode TPROXY needs netfilter: its packets are routed by mark";
 	if (plan->reroute_interfaces.n)
@@ -83,15 +92,53 @@ static int switch_off(struct ebpf *e, uint64_t cookie, struct pod_config *cfg, s
 	return ebpf_pods_config_write(e, cookie, cfg, err);
 }
 
-static bool is_drained(struct ebpf *e, uint64_t cookie)
+static bool hands_over(struct ebpf *e, uint64_t cookie)
 {
-	const struct ebpf_pod *known = ebpf_pods_find(e, cookie);
 	struct gauge gauge = {0};
 
-	if (bpf_map_lookup_elem(bpf_map__fd(e->datapath->maps.gauges), &cookie, &gauge) ||
-	    (__s32)gauge.handovers <= 0)
-		return true;
-	return !known || monotonic_ms() - known->retired_at_ms > HANDOVER_PATIENCE_MS;
+	return !bpf_map_lookup_elem(bpf_map__fd(e->datapath->maps.gauges), &cookie, &gauge) &&
+	       (__s32)gauge.handovers > 0;
+}
+
+/*
+ * A move leaves routing to the next engine; a pod that leaves needs it as long as ztunnel has a
+ * connection that it opened for a client. Where the kernel cannot tell, it has a while.
+ */
+static bool needs_routes(const struct redirect_pod *pod, const struct pod_config *cfg, bool patient)
+{
+	struct error ignored = {0};
+	bool found = false;
+
+	if (!pod->leaves || pod->netns_fd < 0 || !(cfg->flags & POD_ADDED_ROUTES))
+		return false;
+	return ebpf_ambient_has_connections(pod->netns_fd, &found, &ignored) ? patient : found;
+}
+
+static bool is_drained(struct ebpf *e, const struct redirect_pod *pod, const struct pod_config *cfg)
+{
+	const struct ebpf_pod *known = ebpf_pods_find(e, pod->cookie);
+	bool patient = known && monotonic_ms() - known->retired_at_ms <= HANDOVER_PATIENCE_MS;
+
+	if (needs_routes(pod, cfg, patient))
+		return false;
+	return !hands_over(e, pod->cookie) || !patient;
+}
+
+/* The rule and the route are the next engine's too, as long as the pod is ambient; so is ::6. */
+static int leave_namespace(struct ebpf *e, const struct redirect_pod *pod, struct error *err)
+{
+	bool keep_routes = pod->plan && pod->plan->ambient;
+
+	if (pod->leaves)
+		return ebpf_remove(e, pod->cookie, pod->netns_fd, err);
+	if (pod->netns_fd >= 0) {
+		int r = ebpf_ambient_leave(e, pod->cookie, pod->netns_fd,
+					   keep_routes ? POD_AMBIENT_SYSCTLS : POD_AMBIENT_CHANGES,
+					   err);
+		if (r)
+			return r;
+	}
+	return ebpf_remove(e, pod->cookie, -1, err);
 }
 
 int ebpf_retire(void *state, const struct redirect_pod *pod, bool *ret_done, struct error *err)
@@ -111,11 +158,11 @@ int ebpf_retire(void *state, const struct redirect_pod *pod, bool *ret_done, str
 		*ret_done = false;
 		return r;
 	}
-	if (!is_drained(e, pod->cookie)) {
+	if (!is_drained(e, pod, &cfg)) {
 		*ret_done = false;
 		return 0;
 	}
-	r = ebpf_remove(e, pod->cookie, -1, err); /* without the namespace ::6 stays */
+	r = leave_namespace(e, pod, err);
 	*ret_done = !r;
 	return r;
 }

@@ -44,9 +44,11 @@ static int verify_config(struct ebpf *e, const struct redirect_pod *pod, struct 
 	if (r)
 		return r;
 	want.netns = pod->cookie;
-	want.flags |= POD_ACTIVE | (got.flags & POD_ADDED_PASSTHROUGH);
+	want.flags |= POD_ACTIVE | (got.flags & POD_CHANGES);
 	if (memcmp(&want, &got, sizeof(want)) != 0)
 		return error_set(err, ENODEV, "the kernel has another plan for the pod");
+	if (!pod->plan->ambient && (got.flags & POD_AMBIENT_CHANGES))
+		return error_set(err, ENODEV, "what an ambient pod needs is still there");
 	r = ebpf_policy_build(pod->plan, got.policy, &policy, err);
 	if (r)
 		return r;
@@ -87,7 +89,7 @@ static int verify_addresses(struct ebpf *e, const struct redirect_pod *pod, stru
 			r = error_set(err, ENODEV, "the pod's address %s is not known",
 				      ip_address_format(&now[i], text));
 	}
-	if (!r && pod->plan->capture_ipv6)
+	if (!r && pod->plan->capture_ipv6 && !pod->plan->ambient)
 		r = verify_passthrough(now, n, err);
 	return r;
 }
@@ -107,5 +109,11 @@ int ebpf_verify(void *state, const struct redirect_pod *pod, struct error *err)
 		ebpf_pins_pod_path(&e->pins, pod->cookie, path);
 		r = ebpf_pins_check(path, st.st_ino, NULL, err);
 	}
-	return r ? r : verify_addresses(e, pod, err);
+	if (!r)
+		r = verify_addresses(e, pod, err);
+	if (!r && pod->plan->ambient)
+		r = ebpf_ambient_verify(pod, err);
+	if (!r && pod->plan->ambient)
+		r = ebpf_kubelet_verify(e, err);
+	return r;
 }

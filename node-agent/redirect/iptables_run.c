@@ -3,6 +3,7 @@
 
 #include "error.h"
 #include "iptables_text.h"
+#include "kubelet.h"
 #include "monotonic.h"
 #include "netlink_talk.h"
 #include "netns.h"
@@ -40,13 +41,19 @@ enum { CHILD_NETNS_FD = 3, CHILD_USERNS_FD, CHILD_FDS };
 #define CHILD_NETNS_PATH "/proc/self/fd/3"
 
 /*
- * No other tool in this namespace uses another lock than this file, and no other namespace uses
- * this one: XTABLES_LOCKFILE since iptables 1.8.6, the mount below before it.
+ * No other tool in a pod's namespace uses another lock than this file, and no other namespace uses
+ * this one: XTABLES_LOCKFILE since iptables 1.8.6, the mount below before it. In our own namespace
+ * the lock is everybody's.
  */
 static char *const child_environment[] = {
 	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 	"LC_ALL=C",
 	"XTABLES_LOCKFILE=" CHILD_NETNS_PATH,
+	NULL,
+};
+static char *const child_environment_here[] = {
+	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	"LC_ALL=C",
 	NULL,
 };
 
@@ -91,12 +98,13 @@ static void __attribute__((noreturn)) child_fail(const struct launch *l, enum ch
  * Name services would be asked for every uid, through the pod's network, for up to half a minute.
  * All of this is best effort: without it the rules are the same.
  */
-static void child_mounts(void)
+static void child_mounts(bool own_lock)
 {
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		return;
 	mount("/dev/null", "/etc/nsswitch.conf", NULL, MS_BIND, NULL);
-	mount(CHILD_NETNS_PATH, "/run/xtables.lock", NULL, MS_BIND, NULL);
+	if (own_lock)
+		mount(CHILD_NETNS_PATH, "/run/xtables.lock", NULL, MS_BIND, NULL);
 }
 
 static void child_descriptors(const struct launch *l)
@@ -118,11 +126,14 @@ static void child_descriptors(const struct launch *l)
 static void child_namespaces(const struct launch *l)
 {
 	if (l->private_mounts)
-		child_mounts();
+		child_mounts(l->fds[CHILD_NETNS_FD] >= 0);
 	if (l->fds[CHILD_USERNS_FD] >= 0 && setns(CHILD_USERNS_FD, CLONE_NEWUSER) < 0)
 		child_fail(l, STEP_USERNS);
 	if (l->fds[CHILD_NETNS_FD] >= 0 && setns(CHILD_NETNS_FD, CLONE_NEWNET) < 0)
 		child_fail(l, STEP_NETNS);
+	/* Only the node's own rules are about cgroups; their paths are the node's. */
+	if (l->fds[CHILD_NETNS_FD] < 0)
+		kubelet_see_cgroups_of_node();
 	/* By system call: the library's would look for the other threads of the parent. */
 	if (l->fds[CHILD_USERNS_FD] >= 0 &&
 	    (syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0))
@@ -149,7 +160,8 @@ static void __attribute__((noreturn)) child_main(const struct launch *l)
 	if (getppid() != l->parent)
 		_exit(127);
 	close(CHILD_USERNS_FD);
-	execve(l->argv[0], (char *const *)l->argv, child_environment);
+	execve(l->argv[0], (char *const *)l->argv,
+	       l->fds[CHILD_NETNS_FD] >= 0 ? child_environment : child_environment_here);
 	child_fail(l, STEP_EXEC);
 }
 
@@ -424,6 +436,30 @@ void iptables_find_programs(enum iptables_backend backend, struct iptables_progr
 		find_program(backend, families[i], "restore", ret->restore[i]);
 		find_program(backend, families[i], "save", ret->save[i]);
 	}
+}
+
+static bool find_ipset(char ret[static PATH_MAX], struct error *err)
+{
+	if (find_in_path("ipset", ret))
+		return true;
+	error_set(err, ENOENT, "no ipset in PATH");
+	return false;
+}
+
+int iptables_run_ipset_restore(int netns_fd, const char *text, struct error *err)
+{
+	char program[PATH_MAX];
+	const char *const argv[] = {program, "-exist", "restore", NULL};
+
+	return find_ipset(program, err) ? run(argv, netns_fd, text, NULL, err) : -ENOENT;
+}
+
+int iptables_run_ipset_save(int netns_fd, char **ret, struct error *err)
+{
+	char program[PATH_MAX];
+	const char *const argv[] = {program, "save", NULL};
+
+	return find_ipset(program, err) ? run(argv, netns_fd, NULL, ret, err) : -ENOENT;
 }
 
 /* ---- is anything there ---------------------------------------------------------------------- */

@@ -26,12 +26,19 @@ const char *iptables_backend_name(enum iptables_backend backend); /* "legacy", "
  */
 void iptables_find_programs(enum iptables_backend backend, struct iptables_programs *ret);
 
-/* The error has what the program wrote to its standard error. -ENOENT without a program. */
+/*
+ * The error has what the program wrote to its standard error. -ENOENT without a program. netns_fd
+ * -1: in our own namespace, with everybody's lock.
+ */
 int iptables_run_restore(const struct iptables_programs *programs, bool ipv6, int netns_fd,
 			 const char *text, struct error *err);
 /* With counters, all tables that there are; *ret is the caller's to free. */
 int iptables_run_save(const struct iptables_programs *programs, bool ipv6, int netns_fd, char **ret,
 		      struct error *err);
+
+/* ipset -exist restore, and ipset save of all sets; -ENOENT without the program. */
+int iptables_run_ipset_restore(int netns_fd, const char *text, struct error *err);
+int iptables_run_ipset_save(int netns_fd, char **ret, struct error *err);
 
 /*
  * Can anything of ours be in the namespace's tables, per family? Without running a program: legacy,

@@ -37,20 +37,34 @@ static const struct {
 
 /* ---- sets ----------------------------------------------------------------------------------- */
 
+static void chain_done(struct iptables_chain *chain)
+{
+	for (size_t j = 0; j < chain->n_rules; j++)
+		free(chain->rules[j].spec);
+	for (size_t j = 0; j < chain->n_jumps; j++)
+		free(chain->jumps[j]);
+	free(chain->rules);
+	free(chain->jumps);
+}
+
 void iptables_set_done(struct iptables_set *set)
 {
-	for (size_t i = 0; i < set->n; i++) {
-		struct iptables_chain *chain = &set->chains[i];
-
-		for (size_t j = 0; j < chain->n_rules; j++)
-			free(chain->rules[j].spec);
-		for (size_t j = 0; j < chain->n_jumps; j++)
-			free(chain->jumps[j]);
-		free(chain->rules);
-		free(chain->jumps);
-	}
+	for (size_t i = 0; i < set->n; i++)
+		chain_done(&set->chains[i]);
 	free(set->chains);
 	*set = (struct iptables_set){0};
+}
+
+void iptables_set_keep(struct iptables_set *set, const char *name)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < set->n; i++)
+		if (!strcmp(set->chains[i].name, name))
+			set->chains[kept++] = set->chains[i];
+		else
+			chain_done(&set->chains[i]);
+	set->n = kept;
 }
 
 const struct iptables_chain *iptables_set_find(const struct iptables_set *set, const char *name)
@@ -172,6 +186,7 @@ static bool overflowed(const struct line *line)
 static void put_verdict(struct line *line, const struct nf_rule *rule, bool ipv6)
 {
 	static const char all_bits[] = "--nfmask 0xffffffff --ctmask 0xffffffff";
+	uint32_t bits = rule->mask ? rule->mask : UINT32_MAX;
 
 	switch (rule->verdict) {
 	case NF_RETURN:
@@ -194,7 +209,10 @@ static void put_verdict(struct line *line, const struct nf_rule *rule, bool ipv6
 		put(line, "-j CT --zone %u", rule->value);
 		break;
 	case NF_SET_MARK:
-		put(line, "-j MARK --set-xmark 0x%x/0xffffffff", rule->value);
+		put(line, "-j MARK --set-xmark 0x%x/0x%x", rule->value, bits);
+		break;
+	case NF_SET_CONNECTION_MARK:
+		put(line, "-j CONNMARK --set-xmark 0x%x/0x%x", rule->value, bits);
 		break;
 	case NF_SAVE_MARK:
 		put(line, "-j CONNMARK --save-mark %s", all_bits);
@@ -373,6 +391,14 @@ static int render_ports(struct renderer *r, struct line *line, size_t at)
 	return m->negated ? render_rest(r, line, at, start) : result;
 }
 
+static void put_mark(struct line *line, const struct nf_match *m)
+{
+	if (m->mask)
+		put(line, "--mark 0x%x/0x%x ", m->value, m->mask);
+	else
+		put(line, "--mark 0x%x ", m->value);
+}
+
 static void put_plain_match(struct line *line, const struct nf_match *m)
 {
 	const char *not = m->negated ? "! " : "";
@@ -385,10 +411,15 @@ static void put_plain_match(struct line *line, const struct nf_match *m)
 		put(line, "-m tcp %s--tcp-flags FIN,SYN,RST,ACK SYN ", not );
 		break;
 	case NF_MATCH_MARK:
-		put(line, "-m mark %s--mark 0x%x ", not, m->value);
+		put(line, "-m mark %s", not );
+		put_mark(line, m);
 		break;
 	case NF_MATCH_CONNECTION_MARK:
-		put(line, "-m connmark %s--mark 0x%x ", not, m->value);
+		put(line, "-m connmark %s", not );
+		put_mark(line, m);
+		break;
+	case NF_MATCH_FROM_OPENER:
+		put(line, "-m conntrack --ctdir %s ", m->negated ? "REPLY" : "ORIGINAL");
 		break;
 	case NF_MATCH_STATE:
 		put(line, "-m conntrack %s--ctstate %s ", not,
@@ -613,8 +644,7 @@ static bool same_rule(const char *a, const char *b)
 	return left && right && !strcmp(left, right);
 }
 
-/* The value of an option, NULL when the rule has it not; *ret_copy holds it. */
-static const char *option_value(const char *spec, const char *option, char **ret_copy)
+const char *iptables_option_value(const char *spec, const char *option, char **ret_copy)
 {
 	struct word words[OPTIONS_MAX];
 	size_t n;
@@ -643,7 +673,7 @@ static bool add_reference(struct iptables_set *set, const char *table, const cha
 
 	for (size_t i = 0; i < 2; i++) {
 		scoped_free char *copy = NULL;
-		const char *to = option_value(from, options[i], &copy);
+		const char *to = iptables_option_value(from, options[i], &copy);
 		struct iptables_chain *chain;
 
 		if (!copy)
@@ -943,6 +973,7 @@ static bool copy_chain(const struct iptables_chain *from, struct iptables_set *s
 			return false;
 	for (size_t i = 0; to && rules && i < from->n_rules; i++)
 		if (!strstr(from->rules[i].spec, "-j TPROXY ") &&
+		    !strstr(from->rules[i].spec, "-j CONNMARK --set-xmark ") &&
 		    !add_rule(to, from->rules[i].spec, 0))
 			return false;
 	return to;
@@ -988,7 +1019,7 @@ uint64_t iptables_set_packets(const struct iptables_set *set, const char *commen
 		for (size_t j = 0; j < set->chains[i].n_rules; j++) {
 			const struct iptables_rule *rule = &set->chains[i].rules[j];
 			scoped_free char *copy = NULL;
-			const char *is = option_value(rule->spec, "--comment", &copy);
+			const char *is = iptables_option_value(rule->spec, "--comment", &copy);
 
 			if (is && !strcmp(is, comment))
 				packets += rule->packets;

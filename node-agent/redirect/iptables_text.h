@@ -38,6 +38,12 @@ void iptables_set_done(struct iptables_set *set);
 
 const struct iptables_chain *iptables_set_find(const struct iptables_set *set, const char *name);
 
+/* Forgets every chain but this one. */
+void iptables_set_keep(struct iptables_set *set, const char *name);
+
+/* The value of an option of a rule, NULL when it has it not; *ret_copy, to be freed, holds it. */
+const char *iptables_option_value(const char *spec, const char *option, char **ret_copy);
+
 /* Adds an empty chain to table nat: a note to later agents, which no packet sees. -ENOMEM. */
 int iptables_set_add_mark(struct iptables_set *set, const char *name, struct error *err);
 

@@ -72,6 +72,7 @@ struct base_chain {
 
 static const struct base_chain nat_output = {"nat", NF_INET_LOCAL_OUT, -100};
 static const struct base_chain raw_output = {"filter", NF_INET_LOCAL_OUT, -300};
+static const struct base_chain filter_output = {"filter", NF_INET_LOCAL_OUT, 0};
 static const struct base_chain mangle_prerouting = {"filter", NF_INET_PRE_ROUTING, -150};
 
 static bool add_chain(struct transaction *t, uint16_t family, const struct base_chain *base)
@@ -237,6 +238,20 @@ static bool fill_ct_zone(struct transaction *t)
 	       add_rule(t, NFPROTO_INET, rule) && ct;
 }
 
+static bool fill_socket_cgroup(struct transaction *t)
+{
+	struct nftnl_rule *rule = nftnl_rule_alloc();
+	struct nftnl_expr *socket = add_expr(rule, "socket");
+
+	if (socket) {
+		nftnl_expr_set_u32(socket, NFTNL_EXPR_SOCKET_KEY, NFT_SOCKET_CGROUPV2);
+		nftnl_expr_set_u32(socket, NFTNL_EXPR_SOCKET_DREG, NFT_REG_1);
+		nftnl_expr_set_u32(socket, NFTNL_EXPR_SOCKET_LEVEL, 1);
+	}
+	return add_table(t, NFPROTO_INET) && add_chain(t, NFPROTO_INET, &filter_output) &&
+	       add_rule(t, NFPROTO_INET, rule) && socket;
+}
+
 static bool fill_tproxy(struct transaction *t)
 {
 	struct nftnl_rule *rule = nftnl_rule_alloc();
@@ -296,9 +311,11 @@ static const struct nft_test nft_tests[] = {
 	 fill_ct_zone},
 	{"nft conntrack state", "added a rule that reads it", "invalid packets cannot be dropped",
 	 true, fill_ct_state},
-	{"nft conntrack mark", "added a rule that reads it", "pods in TPROXY mode are refused",
-	 false, fill_ct_mark},
+	{"nft conntrack mark", "added a rule that reads it",
+	 "pods in TPROXY mode and ambient pods are refused", false, fill_ct_mark},
 	{"nft tproxy", "added a rule", "pods in TPROXY mode are refused", false, fill_tproxy},
+	{"nft socket cgroup", "added a rule that reads it",
+	 "kubelet's probes of ambient pods are known by its user only", false, fill_socket_cgroup},
 };
 
 /* ---- the facilities of nftables ----------------------------------------------------------------
@@ -376,10 +393,13 @@ static const struct iptables_test {
 	{"iptables conntrack state", "added a rule",
 	 "TPROXY and dropping of invalid packets are not possible", true,
 	 "*mangle\n-A PREROUTING -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n"},
-	{"iptables connection marks", "added a rule", "TPROXY is not possible", true,
+	{"iptables connection marks", "added a rule", "TPROXY and ambient are not possible", true,
 	 "*mangle\n-A PREROUTING -p tcp -j CONNMARK --save-mark\nCOMMIT\n"},
 	{"iptables TPROXY", "added a rule", "TPROXY is not possible", true,
 	 "*mangle\n-A PREROUTING -p tcp -j TPROXY --on-port 15006 --tproxy-mark 1337\nCOMMIT\n"},
+	{"iptables cgroup", "added a rule",
+	 "kubelet's probes of ambient pods are known by its user only", false,
+	 "*nat\n-A POSTROUTING -m cgroup --path / -j RETURN\nCOMMIT\n"},
 	{"iptables comment", "added a rule", "single rules have no counters", false,
 	 "*nat\n-A OUTPUT -m comment --comment probe -j RETURN\nCOMMIT\n"},
 };
@@ -463,6 +483,20 @@ static void try_iptables_facilities(struct search *s)
 	}
 }
 
+/* Of the addresses of ambient pods. */
+static void try_ipset(struct search *s)
+{
+	struct probe_facility *f =
+		add_facility(s, "iptables", "ipset", "made a set of addresses",
+			     "every ambient pod is a rule of the node's nat table");
+	struct error err = {0};
+
+	f->found = !iptables_run_ipset_restore(
+		s->netns_fd, "create sockmesh-probe hash:ip family inet comment\n", &err);
+	if (!f->found)
+		snprintf(f->detail, sizeof(f->detail), "%.150s", err.text);
+}
+
 /* ---- the whole ---------------------------------------------------------------------------------
  */
 
@@ -506,7 +540,8 @@ void netfilter_probe_free(struct netfilter_probe *probe)
 static struct netfilter_probe *probe_new(void)
 {
 	enum {
-		FACILITIES = N_ELEMENTS(nft_tests) + N_ELEMENTS(iptables_tests) + IPTABLES_BACKENDS
+		FACILITIES =
+			N_ELEMENTS(nft_tests) + N_ELEMENTS(iptables_tests) + IPTABLES_BACKENDS + 1
 	};
 	struct netfilter_probe *probe = calloc(1, sizeof(*probe));
 
@@ -536,6 +571,7 @@ int netfilter_probe_run(const char *iptables, struct netfilter_probe **ret, stru
 	search.netns_fd = netns_fd;
 	try_nft_facilities(&search);
 	try_iptables_facilities(&search);
+	try_ipset(&search);
 	probe->nftables = summarise(probe, "nftables", probe->nftables_summary,
 				    sizeof(probe->nftables_summary));
 	probe->iptables = summarise(probe, "iptables", probe->iptables_summary,

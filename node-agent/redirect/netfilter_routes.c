@@ -18,12 +18,25 @@
 /* REMOVE_MAX: more than one of each is there when others added theirs as well. */
 enum { LO_IFINDEX = 1, MAIN_RULE_PRIORITY = 32766, ALL_BITS = 0xffffffff, REMOVE_MAX = 16 };
 
+/* What is looked for, added and removed; preference 0: the kernel chooses the place. */
+struct kind {
+	uint32_t mark, mask, table, preference;
+};
+
+static const struct kind kinds[] = {
+	[NETFILTER_ROUTES_TPROXY] = {NF_MARK_TPROXY, ALL_BITS, NF_TABLE_TPROXY, 0},
+	[NETFILTER_ROUTES_AMBIENT] = {AMBIENT_MARK_REPLY, AMBIENT_MARK_MASK, AMBIENT_ROUTE_TABLE,
+				      AMBIENT_RULE_PREFERENCE},
+};
+
 struct task {
+	const struct kind *kind;
 	bool present, ipv6;
 };
 
 /* What one family has of it. */
 struct found {
+	const struct kind *kind;
 	unsigned char family;
 	bool rule, route;
 	uint32_t rule_priority, route_metric;
@@ -36,7 +49,7 @@ static const char *family_name(unsigned char family)
 
 /* ---- rules ---------------------------------------------------------------------------------- */
 
-/* The mark and nothing but the mark selects table 133, before table main answers everything. */
+/* The mark and nothing but the mark selects the table, before table main answers everything. */
 static int see_rule(const struct nlmsghdr *nlh, void *arg)
 {
 	const struct fib_rule_hdr *rule = mnl_nlmsg_get_payload(nlh);
@@ -67,7 +80,7 @@ static int see_rule(const struct nlmsghdr *nlh, void *arg)
 	}
 	if (rule->family != found->family || rule->action != FR_ACT_TO_TBL ||
 	    (rule->flags & FIB_RULE_INVERT) || rule->src_len || rule->dst_len || rule->tos ||
-	    table != NF_TABLE_TPROXY || mark != NF_MARK_TPROXY || mask != ALL_BITS ||
+	    table != found->kind->table || mark != found->kind->mark || mask != found->kind->mask ||
 	    suppressed != ALL_BITS || priority > MAIN_RULE_PRIORITY)
 		return MNL_CB_OK;
 	found->rule = true;
@@ -95,9 +108,13 @@ static int find_rule(struct found *found, struct error *err)
 	return r ? error_set(err, -r, "list the %s routing rules", family_name(found->family)) : 0;
 }
 
-/* As `ip rule add fwmark 1337 lookup 133`: the kernel chooses the place, before all but local. */
+/*
+ * As `ip rule add fwmark 1337 lookup 133`, where the kernel chooses the place, before all but
+ * local, or `ip rule add fwmark 0x111/0xfff pref 32764 lookup 100`.
+ */
 static int change_rule(const struct found *found, bool add, struct error *err)
 {
+	const struct kind *kind = found->kind;
 	struct netlink_request request;
 	struct fib_rule_hdr *rule;
 	struct nlmsghdr *nlh = netlink_request_start(
@@ -107,16 +124,20 @@ static int change_rule(const struct found *found, bool add, struct error *err)
 
 	rule->family = found->family;
 	rule->action = FR_ACT_TO_TBL;
-	rule->table = NF_TABLE_TPROXY;
-	mnl_attr_put_u32(nlh, FRA_TABLE, NF_TABLE_TPROXY);
-	mnl_attr_put_u32(nlh, FRA_FWMARK, NF_MARK_TPROXY);
+	rule->table = (uint8_t)kind->table;
+	mnl_attr_put_u32(nlh, FRA_TABLE, kind->table);
+	mnl_attr_put_u32(nlh, FRA_FWMARK, kind->mark);
+	if (kind->mask != ALL_BITS)
+		mnl_attr_put_u32(nlh, FRA_FWMASK, kind->mask);
 	if (!add)
 		mnl_attr_put_u32(nlh, FRA_PRIORITY, found->rule_priority);
+	else if (kind->preference)
+		mnl_attr_put_u32(nlh, FRA_PRIORITY, kind->preference);
 	r = netlink_talk(NETLINK_ROUTE, nlh, NULL, NULL);
 	if (!r || r == (add ? -EEXIST : -ENOENT))
 		return 0;
-	return error_set(err, -r, "%s the %s routing rule of mark %d", add ? "add" : "remove",
-			 family_name(found->family), NF_MARK_TPROXY);
+	return error_set(err, -r, "%s the %s routing rule of mark %u", add ? "add" : "remove",
+			 family_name(found->family), kind->mark);
 }
 
 /* ---- routes --------------------------------------------------------------------------------- */
@@ -142,9 +163,9 @@ static int see_route(const struct nlmsghdr *nlh, void *arg)
 		else if (mnl_attr_get_type(attr) == RTA_PRIORITY)
 			metric = mnl_attr_get_u32(attr);
 	}
-	if (route->rtm_family != found->family || table != NF_TABLE_TPROXY || route->rtm_dst_len ||
-	    route->rtm_src_len || route->rtm_tos || route->rtm_type != RTN_LOCAL ||
-	    device != LO_IFINDEX)
+	if (route->rtm_family != found->family || table != found->kind->table ||
+	    route->rtm_dst_len || route->rtm_src_len || route->rtm_tos ||
+	    route->rtm_type != RTN_LOCAL || device != LO_IFINDEX)
 		return MNL_CB_OK;
 	found->route = true;
 	found->route_metric = metric;
@@ -171,7 +192,7 @@ static int find_route(struct found *found, struct error *err)
 	return r ? error_set(err, -r, "list the %s routes", family_name(found->family)) : 0;
 }
 
-/* As `ip route add local default dev lo table 133`. */
+/* As `ip route add local default dev lo table 133`, or 100. */
 static int change_route(const struct found *found, bool add, struct error *err)
 {
 	struct netlink_request request;
@@ -182,7 +203,7 @@ static int change_route(const struct found *found, bool add, struct error *err)
 	int r;
 
 	route->rtm_family = found->family;
-	route->rtm_table = NF_TABLE_TPROXY;
+	route->rtm_table = (uint8_t)found->kind->table;
 	route->rtm_type = RTN_LOCAL;
 	route->rtm_scope = add ? RT_SCOPE_HOST : RT_SCOPE_NOWHERE;
 	route->rtm_protocol = add ? RTPROT_BOOT : RTPROT_UNSPEC;
@@ -194,10 +215,10 @@ static int change_route(const struct found *found, bool add, struct error *err)
 		return 0;
 	if (r == -EEXIST)
 		return error_set(err, EEXIST,
-				 "table %d has an %s default route that is not \"local dev lo\"",
-				 NF_TABLE_TPROXY, family_name(found->family));
-	return error_set(err, -r, "%s the %s route of table %d", add ? "add" : "remove",
-			 family_name(found->family), NF_TABLE_TPROXY);
+				 "table %u has an %s default route that is not \"local dev lo\"",
+				 found->kind->table, family_name(found->family));
+	return error_set(err, -r, "%s the %s route of table %u", add ? "add" : "remove",
+			 family_name(found->family), found->kind->table);
 }
 
 /* ---- both ----------------------------------------------------------------------------------- */
@@ -218,9 +239,9 @@ static bool family_is_off(unsigned char family)
 }
 
 /* The route first: a rule that leads to an empty table would let packets go on to table main. */
-static int add_missing(unsigned char family, struct error *err)
+static int add_missing(const struct kind *kind, unsigned char family, struct error *err)
 {
-	struct found found = {.family = family};
+	struct found found = {.kind = kind, .family = family};
 	int r = find_route(&found, err);
 
 	if (!r && !found.route)
@@ -235,44 +256,46 @@ static int add_missing(unsigned char family, struct error *err)
 typedef int (*find_fn)(struct found *found, struct error *err);
 typedef int (*change_fn)(const struct found *found, bool add, struct error *err);
 
-static int remove_every(unsigned char family, find_fn find, change_fn change, struct error *err)
+static int remove_every(const struct found *of, find_fn find, change_fn change, struct error *err)
 {
-	struct found found = {.family = family};
+	struct found found = *of;
 	int r = find(&found, err);
 
 	for (int i = 0; !r && (found.rule || found.route) && i < REMOVE_MAX; i++) {
 		r = change(&found, false, err);
-		found = (struct found){.family = family};
+		found = *of;
 		if (!r)
 			r = find(&found, err);
 	}
 	return r;
 }
 
-static int remove_all(unsigned char family, struct error *err)
+static int remove_all(const struct kind *kind, unsigned char family, struct error *err)
 {
-	int r = remove_every(family, find_rule, change_rule, err);
+	const struct found of = {.kind = kind, .family = family};
+	int r = remove_every(&of, find_rule, change_rule, err);
 
-	return r ? r : remove_every(family, find_route, change_route, err);
+	return r ? r : remove_every(&of, find_route, change_route, err);
 }
 
 static int set_inside(void *arg, struct error *err)
 {
 	const struct task *task = arg;
-	int r = task->present ? add_missing(AF_INET, err) : remove_all(AF_INET, err);
+	const struct kind *kind = task->kind;
+	int r = task->present ? add_missing(kind, AF_INET, err) : remove_all(kind, AF_INET, err);
 
 	if (r || !task->ipv6)
 		return r;
 	if (task->present)
-		return family_is_off(AF_INET6) ? 0 : add_missing(AF_INET6, err);
+		return family_is_off(AF_INET6) ? 0 : add_missing(kind, AF_INET6, err);
 	/* A rule may be there all the same, from before IPv6 was switched off in the namespace. */
-	r = remove_all(AF_INET6, err);
+	r = remove_all(kind, AF_INET6, err);
 	return r == -EAFNOSUPPORT || r == -EOPNOTSUPP ? 0 : r;
 }
 
-static int verify_family(unsigned char family, struct error *err)
+static int verify_family(const struct kind *kind, unsigned char family, struct error *err)
 {
-	struct found found = {.family = family};
+	struct found found = {.kind = kind, .family = family};
 	int r;
 
 	if (family_is_off(family))
@@ -283,30 +306,35 @@ static int verify_family(unsigned char family, struct error *err)
 	if (r || (found.rule && found.route))
 		return r;
 	if (!found.rule)
-		return error_set(err, ENODEV, "the %s routing rule of mark %d is missing",
-				 family_name(family), NF_MARK_TPROXY);
-	return error_set(err, ENODEV, "the %s route of table %d is missing", family_name(family),
-			 NF_TABLE_TPROXY);
+		return error_set(err, ENODEV, "the %s routing rule of mark %u is missing",
+				 family_name(family), kind->mark);
+	return error_set(err, ENODEV, "the %s route of table %u is missing", family_name(family),
+			 kind->table);
 }
 
 static int verify_inside(void *arg, struct error *err)
 {
 	const struct task *task = arg;
-	int r = verify_family(AF_INET, err);
+	int r = verify_family(task->kind, AF_INET, err);
 
-	return r || !task->ipv6 ? r : verify_family(AF_INET6, err);
+	return r || !task->ipv6 ? r : verify_family(task->kind, AF_INET6, err);
 }
 
-int netfilter_routes_set(int netns_fd, bool present, bool ipv6, struct error *err)
+int netfilter_routes_set(int netns_fd, enum netfilter_routes which, bool present, bool ipv6,
+			 struct error *err)
 {
-	struct task task = {.present = present, .ipv6 = ipv6};
+	struct task task = {.kind = &kinds[which], .present = present, .ipv6 = ipv6};
 
+	if (which == NETFILTER_ROUTES_NONE)
+		return 0;
 	return netns_run(netns_fd, set_inside, &task, err);
 }
 
-int netfilter_routes_verify(int netns_fd, bool ipv6, struct error *err)
+int netfilter_routes_verify(int netns_fd, enum netfilter_routes which, bool ipv6, struct error *err)
 {
-	struct task task = {.ipv6 = ipv6};
+	struct task task = {.kind = &kinds[which], .ipv6 = ipv6};
 
+	if (which == NETFILTER_ROUTES_NONE)
+		return 0;
 	return netns_run(netns_fd, verify_inside, &task, err);
 }

@@ -34,6 +34,16 @@ struct draft {
 	bool vanished; /* it can never match */
 };
 
+static bool is_draining(const struct builder *b)
+{
+	return b->stage == NF_DRAIN || b->stage == NF_DRAIN_LEAVING;
+}
+
+static bool uses_tproxy(const struct builder *b)
+{
+	return b->rules->routes == NETFILTER_ROUTES_TPROXY;
+}
+
 static const char *rule_comment(enum plan_rule_id id)
 {
 	return plan_rule_name(id);
@@ -121,6 +131,17 @@ static void add_fact(struct draft *d, enum plan_fact fact, struct nf_match match
 		add(d, match);
 }
 
+static struct nf_match mark_match(enum nf_match_type type, enum ambient_mark mark)
+{
+	return (struct nf_match){.type = type, .value = (uint32_t)mark, .mask = AMBIENT_MARK_MASK};
+}
+
+static void add_mark_facts(struct draft *d)
+{
+	add_fact(d, FACT_MARK_PROXY, mark_match(NF_MATCH_MARK, AMBIENT_MARK_PROXY));
+	add_fact(d, FACT_MARK_REPLY, mark_match(NF_MATCH_MARK, AMBIENT_MARK_REPLY));
+}
+
 static void add_interface_facts(struct draft *d, bool outbound)
 {
 	const struct redirect_plan *plan = d->b->plan;
@@ -138,7 +159,11 @@ static void add_address_facts(struct draft *d)
 	const struct redirect_plan *plan = d->b->plan;
 	const struct prefix_list *owned = d->b->rules->owned;
 	bool v6 = d->rule.family == NF_IPV6;
+	struct ip_prefix probe = {v6 ? plan_probe_source6 : plan_probe_source4, 128};
 
+	add_fact(d, FACT_SRC_PROBE, (struct nf_match){.type = NF_MATCH_SOURCE, .prefix = probe});
+	add_fact(d, FACT_DST_PROBE,
+		 (struct nf_match){.type = NF_MATCH_DESTINATION, .prefix = probe});
 	add_fact(d, FACT_SRC_P6,
 		 (struct nf_match){.type = NF_MATCH_SOURCE,
 				   .prefix = v6 ? passthrough_v6 : passthrough_v4});
@@ -217,6 +242,7 @@ static struct draft plan_draft(struct builder *b, enum nf_chain chain, const str
 	add_address_facts(&d);
 	add_port_facts(&d, outbound);
 	add_owner_facts(&d);
+	add_mark_facts(&d);
 	return d;
 }
 
@@ -231,8 +257,8 @@ static uint32_t facts_of(const struct plan_rule *from)
 
 static bool is_about_addresses(const struct plan_rule *from)
 {
-	return facts_of(from) &
-	       (FACT_SRC_P6 | FACT_DST_LO | FACT_CIDR_EXCLUDED | FACT_CIDR_INCLUDED);
+	return facts_of(from) & (FACT_SRC_P6 | FACT_DST_LO | FACT_SRC_PROBE | FACT_DST_PROBE |
+				 FACT_CIDR_EXCLUDED | FACT_CIDR_INCLUDED);
 }
 
 static bool is_about_ports(const struct plan_rule *from)
@@ -370,9 +396,23 @@ static void add_zone(struct builder *b, enum nf_chain chain, const char *comment
 	add(&d, port);
 	if (owner.ids && owner.ids->n == 0)
 		return;
-	if (owner.ids)
+	if (owner.ids || owner.type == NF_MATCH_MARK)
 		add(&d, owner);
 	finish(&d, NF_ZONE, zone);
+}
+
+/* The same in ambient, where ztunnel is known by its mark: 3.8 of Istio's rules. */
+static void add_ambient_raw(struct builder *b)
+{
+	struct nf_match to_dns = {.type = NF_MATCH_DESTINATION_PORT, .value = PORT_DNS};
+	struct nf_match from_dns = {.type = NF_MATCH_SOURCE_PORT, .value = PORT_DNS};
+	struct nf_match proxy = mark_match(NF_MATCH_MARK, AMBIENT_MARK_PROXY), others = proxy;
+
+	others.negated = true;
+	add_ipv6_off(b, NF_RAW_PREROUTING);
+	add_zone(b, NF_RAW_PREROUTING, "dns-zone-upstream-answer", from_dns, others, ZONE_UPSTREAM);
+	add_ipv6_off(b, NF_RAW_OUTPUT);
+	add_zone(b, NF_RAW_OUTPUT, "dns-zone-upstream-mark", to_dns, proxy, ZONE_UPSTREAM);
 }
 
 /*
@@ -391,6 +431,10 @@ static void add_raw(struct builder *b)
 
 	if (!plan->dns_port)
 		return;
+	if (plan->ambient) {
+		add_ambient_raw(b);
+		return;
+	}
 	add_ipv6_off(b, NF_RAW_PREROUTING);
 	add_zone(b, NF_RAW_PREROUTING, "dns-zone-upstream-answer", from_dns, anyone, ZONE_UPSTREAM);
 	add_ipv6_off(b, NF_RAW_OUTPUT);
@@ -406,6 +450,37 @@ static bool is_about_interfaces(const struct plan_rule *from)
 	return facts_of(from) & (FACT_IF_EXCLUDED | FACT_IF_REROUTED);
 }
 
+/*
+ * ztunnel's connections to the app have the client's address, so that answers would leave by eth0.
+ * A mark in conntrack knows them: it brings the mark back to which netfilter_routes.h has a rule.
+ *
+ * Where something else captures or nothing does, only connections that ztunnel opened are marked,
+ * and not all that it answers. Where another engine has taken over none are: what has the mark must
+ * end some day.
+ */
+static void add_ambient_save(struct builder *b)
+{
+	struct draft save = own_rule(b, NF_MANGLE_PREROUTING, "ambient-save-mark");
+
+	if (b->stage == NF_DRAIN)
+		return;
+	add(&save, mark_match(NF_MATCH_MARK, AMBIENT_MARK_PROXY));
+	if (b->stage != NF_CAPTURE)
+		add_value(&save, NF_MATCH_FROM_OPENER, 0);
+	save.rule.mask = AMBIENT_MARK_MASK;
+	finish(&save, NF_SET_CONNECTION_MARK, AMBIENT_MARK_REPLY);
+}
+
+static void add_ambient_restore(struct builder *b)
+{
+	struct draft restore = own_rule(b, NF_MANGLE_OUTPUT, "ambient-restore-mark");
+
+	add_ipv6_off(b, NF_MANGLE_OUTPUT);
+	add(&restore, mark_match(NF_MATCH_CONNECTION_MARK, AMBIENT_MARK_REPLY));
+	restore.rule.mask = AMBIENT_MARK_MASK;
+	finish(&restore, NF_SET_MARK, AMBIENT_MARK_REPLY);
+}
+
 static void add_mangle_prerouting(struct builder *b)
 {
 	const struct redirect_plan *plan = b->plan;
@@ -413,13 +488,15 @@ static void add_mangle_prerouting(struct builder *b)
 	struct draft jump = own_rule(b, NF_MANGLE_PREROUTING, "tproxy");
 	struct draft save = own_rule(b, NF_MANGLE_PREROUTING, "tproxy-save-mark");
 
-	if (!plan->drop_invalid && !b->rules->uses_tproxy)
+	if (!plan->drop_invalid && !plan->ambient && !uses_tproxy(b))
 		return;
 	add_ipv6_off(b, NF_MANGLE_PREROUTING);
 	add_value(&invalid, NF_MATCH_STATE, NF_STATE_INVALID);
 	if (plan->drop_invalid)
 		finish(&invalid, NF_DROP, 0);
-	if (!b->rules->uses_tproxy)
+	if (plan->ambient)
+		add_ambient_save(b);
+	if (!uses_tproxy(b))
 		return;
 	/* A guest's packets go to the outbound port, by nat; here they must be left alone. */
 	for (size_t i = 0; i < plan->n_inbound; i++)
@@ -466,7 +543,7 @@ static void add_tproxy(struct builder *b)
 {
 	const struct redirect_plan *plan = b->plan;
 
-	if (!b->rules->uses_tproxy)
+	if (!uses_tproxy(b))
 		return;
 	add_tproxy_heads(b);
 	for (size_t i = 0; i < plan->n_inbound; i++) {
@@ -485,7 +562,7 @@ static void add_tproxy(struct builder *b)
 		add_value(&divert, NF_MATCH_PROTOCOL, IPPROTO_TCP);
 		add_value(&divert, NF_MATCH_MARK, NF_MARK_TPROXY);
 		finish(&divert, NF_ACCEPT, 0);
-		if (b->stage != NF_DRAIN)
+		if (!is_draining(b))
 			add_plan_rule(b, NF_MANGLE_TPROXY, from, true, render_tproxy);
 	}
 }
@@ -496,7 +573,9 @@ static void add_mangle_output(struct builder *b)
 	struct draft marked = own_rule(b, NF_MANGLE_OUTPUT, "tproxy-marked");
 	struct draft restore = own_rule(b, NF_MANGLE_OUTPUT, "tproxy-restore-mark");
 
-	if (!b->rules->uses_tproxy)
+	if (plan->ambient)
+		add_ambient_restore(b);
+	if (!uses_tproxy(b))
 		return;
 	add_ipv6_off(b, NF_MANGLE_OUTPUT);
 	for (size_t i = 0; i < plan->n_outbound; i++)
@@ -549,6 +628,11 @@ static void add_beside_ebpf(struct builder *b, enum nf_chain chain)
 		add(&d, (struct nf_match){.type = NF_MATCH_IN_INTERFACE, .names = &lo});
 		finish(&d, NF_RETURN, 0);
 		return;
+	}
+	/* ztunnel's connections to the app, which eBPF has given the mark of the answers. */
+	if (b->plan->ambient) {
+		add(&d, mark_match(NF_MATCH_MARK, AMBIENT_MARK_REPLY));
+		finish(&d, NF_RETURN, 0);
 	}
 	add_beside_port(b, IPPROTO_TCP, b->plan->outbound_port);
 	add_beside_port(b, IPPROTO_TCP, b->plan->inbound_port);
@@ -629,20 +713,23 @@ static int own_prefixes(const struct redirect_plan *plan, struct nf_rules *rules
 }
 
 /* Without inbound capture nothing is given to the proxy by TPROXY, so nothing needs its marks. */
-static bool plan_uses_tproxy(const struct redirect_plan *plan)
+static enum netfilter_routes routes_of(const struct redirect_plan *plan)
 {
+	if (plan->ambient)
+		return NETFILTER_ROUTES_AMBIENT;
 	for (size_t i = 0; i < plan->n_inbound; i++)
 		if (plan->inbound[i].verdict == PLAN_TPROXY)
-			return true;
-	return false;
+			return NETFILTER_ROUTES_TPROXY;
+	return NETFILTER_ROUTES_NONE;
 }
 
 int netfilter_rules_build(const struct redirect_plan *plan, enum nf_stage stage,
 			  struct nf_rules *ret, struct error *err)
 {
 	struct nf_rules rules = {
-		.uses_tproxy = plan_uses_tproxy(plan),
+		.routes = routes_of(plan),
 		.captures_ipv6 = plan->capture_ipv6,
+		.wants_passthrough = plan->capture_ipv6 && !plan->ambient,
 	};
 	struct builder b = {.plan = plan, .stage = stage, .rules = &rules};
 
@@ -653,7 +740,7 @@ int netfilter_rules_build(const struct redirect_plan *plan, enum nf_stage stage,
 		add_mangle_prerouting(&b);
 		add_tproxy(&b);
 		add_mangle_output(&b);
-		if (stage == NF_DRAIN) {
+		if (is_draining(&b)) {
 			add_nat_holder(&b);
 		} else {
 			add_nat(&b, NF_NAT_PREROUTING, plan->inbound, plan->n_inbound);

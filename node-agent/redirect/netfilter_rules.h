@@ -7,6 +7,7 @@
  * verdicts in order. Both engines render exactly this, so what they do differs only in notation.
  * docs/engines.md has the table that explains each rule. Pure.
  */
+#include "netfilter_routes.h"
 #include "redirect_plan.h"
 
 struct error;
@@ -34,9 +35,10 @@ enum nf_match_type {
 	NF_MATCH_OUT_INTERFACE,	   /* the same */
 	NF_MATCH_UID,		   /* ids, of who opened the socket; no socket: no match */
 	NF_MATCH_GID,		   /* ids */
-	NF_MATCH_MARK,		   /* value, all 32 bits */
-	NF_MATCH_CONNECTION_MARK,  /* value */
+	NF_MATCH_MARK,		   /* value, under mask */
+	NF_MATCH_CONNECTION_MARK,  /* the same */
 	NF_MATCH_STATE,		   /* value: enum nf_state */
+	NF_MATCH_FROM_OPENER,	   /* goes the way that the connection's first packet went */
 	NF_MATCH_NEVER,
 };
 
@@ -47,6 +49,7 @@ struct nf_match {
 	enum nf_match_type type;
 	bool negated;
 	uint32_t value;
+	uint32_t mask; /* of a mark; 0: all bits */
 	struct ip_prefix prefix;
 	const struct port_list *ports; /* lists borrow the plan's, but for prefixes */
 	const struct id_list *ids;
@@ -59,13 +62,14 @@ enum nf_verdict {
 	NF_RETURN, /* this chain is done with the packet; other people's rules go on */
 	NF_ACCEPT, /* the hook is done with it */
 	NF_DROP,
-	NF_REDIRECT,	 /* value: port */
-	NF_TPROXY,	 /* value: port; and sets mark NF_MARK_TPROXY */
-	NF_ZONE,	 /* value: conntrack zone */
-	NF_SET_MARK,	 /* value; goes on */
-	NF_SAVE_MARK,	 /* packet's to connection's; goes on */
-	NF_RESTORE_MARK, /* connection's to packet's; goes on */
-	NF_JUMP_TPROXY,	 /* to NF_MANGLE_TPROXY */
+	NF_REDIRECT,		/* value: port */
+	NF_TPROXY,		/* value: port; and sets mark NF_MARK_TPROXY */
+	NF_ZONE,		/* value: conntrack zone */
+	NF_SET_MARK,		/* value, to the bits of mask; goes on */
+	NF_SET_CONNECTION_MARK, /* the same of the connection's */
+	NF_SAVE_MARK,		/* packet's to connection's; goes on */
+	NF_RESTORE_MARK,	/* connection's to packet's; goes on */
+	NF_JUMP_TPROXY,		/* to NF_MANGLE_TPROXY */
 };
 
 enum { NF_MARK_TPROXY = 1337, NF_MARK_TPROXY_SELF = 1338, NF_TABLE_TPROXY = 133 };
@@ -82,6 +86,7 @@ struct nf_rule {
 	size_t n_matches;
 	enum nf_verdict verdict;
 	uint32_t value;
+	uint32_t mask; /* of a mark that is set; 0: all bits */
 };
 
 enum nf_stage {
@@ -92,18 +97,24 @@ enum nf_stage {
 	 */
 	NF_CAPTURE_BESIDE_EBPF,
 	/*
-	 * Captures nothing new; keeps conntrack, its zones, nat hooks and TPROXY's marks working
-	 * for the connections that were captured before.
+	 * Captures nothing new; keeps conntrack, its zones, nat hooks and the marks of TPROXY and
+	 * of ambient working for the connections that were captured before.
 	 */
 	NF_DRAIN,
+	/*
+	 * The same where no other engine takes over. Until ztunnel has heard of it, it still opens
+	 * connections to the app; they get their answers too.
+	 */
+	NF_DRAIN_LEAVING,
 };
 
 struct nf_rules {
 	struct nf_rule *rules; /* in order within each chain; chains in enum order */
 	size_t n;
-	bool uses_tproxy;	   /* routes are needed: netfilter_routes.h */
-	bool captures_ipv6;	   /* false: IPv6 rules may be left out altogether */
-	struct prefix_list *owned; /* what prefix matches point to */
+	enum netfilter_routes routes; /* that the rules need */
+	bool captures_ipv6;	      /* false: IPv6 rules may be left out altogether */
+	bool wants_passthrough;	      /* ::6 on lo, which Envoy binds and ztunnel does not */
+	struct prefix_list *owned;    /* what prefix matches point to */
 	size_t n_owned;
 };
 

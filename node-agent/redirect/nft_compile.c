@@ -2,6 +2,7 @@
 #include "nft_compile.h"
 
 #include "error.h"
+#include "nft_expr.h"
 #include "nft_transaction.h"
 #include "scoped.h"
 
@@ -22,7 +23,7 @@
 #include <string.h>
 
 /* Of linux/netfilter.h and nf_nat.h, see nft_compile.h. */
-enum { HOOK_PRE_ROUTING = 0, HOOK_LOCAL_OUT = 3, VERDICT_DROP = 0, VERDICT_ACCEPT = 1 };
+enum { HOOK_PRE_ROUTING = 0, HOOK_LOCAL_OUT = 3 };
 enum { NAT_RANGE_PROTO_SPECIFIED = 1 << 1 };
 
 const struct nft_chain_kind nft_chains[NF_CHAIN_COUNT_] = {
@@ -47,142 +48,28 @@ enum nft_datatype {
 enum { SHOWN_HOST_ENDIAN = 1, SHOWN_BIG_ENDIAN = 2 };
 
 enum {
-	IPV4_SOURCE = 12,
-	IPV4_DESTINATION = 16,
-	IPV6_SOURCE = 8,
-	IPV6_DESTINATION = 24,
-	PORT_SOURCE = 0,
-	PORT_DESTINATION = 2,
-	TCP_FLAGS = 13,
-	TCP_FIN_SYN_RST_ACK = 0x17,
-	TCP_SYN = 0x02,
 	STATE_INVALID = 1,
 	STATE_ESTABLISHED = 2,
 	STATE_RELATED = 4,
+	DIRECTION_ORIGINAL = 0,
 };
+#define ALL_BITS UINT32_MAX
 enum { ELEMENTS_PER_MESSAGE = 256, USERDATA_MAX = 128 };
 
 struct compiler {
 	struct nft_image *image;
-	struct nftnl_rule *rule; /* the one being made */
-	int code;
+	struct nft_exprs e; /* of the rule being made */
 };
 
 /* ---- expressions ----------------------------------------------------------------------------- */
-
-static struct nftnl_expr *expression(struct compiler *c, const char *name)
-{
-	struct nftnl_expr *e = c->code ? NULL : nftnl_expr_alloc(name);
-
-	if (e)
-		nftnl_rule_add_expr(c->rule, e);
-	else if (!c->code)
-		c->code = ENOMEM;
-	return e;
-}
-
-static void load_meta(struct compiler *c, enum nft_meta_keys key)
-{
-	struct nftnl_expr *e = expression(c, "meta");
-
-	if (!e)
-		return;
-	nftnl_expr_set_u32(e, NFTNL_EXPR_META_KEY, key);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_META_DREG, NFT_REG_1);
-}
-
-static void store_mark(struct compiler *c)
-{
-	struct nftnl_expr *e = expression(c, "meta");
-
-	if (!e)
-		return;
-	nftnl_expr_set_u32(e, NFTNL_EXPR_META_KEY, NFT_META_MARK);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_META_SREG, NFT_REG_1);
-}
-
-static void use_ct(struct compiler *c, enum nft_ct_keys key, uint16_t register_attr)
-{
-	struct nftnl_expr *e = expression(c, "ct");
-
-	if (!e)
-		return;
-	nftnl_expr_set_u32(e, NFTNL_EXPR_CT_KEY, key);
-	nftnl_expr_set_u32(e, register_attr, NFT_REG_1);
-}
-
-static void load_payload(struct compiler *c, enum nft_payload_bases base, uint32_t offset,
-			 uint32_t length)
-{
-	struct nftnl_expr *e = expression(c, "payload");
-
-	if (!e)
-		return;
-	nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_DREG, NFT_REG_1);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_BASE, base);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_OFFSET, offset);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_LEN, length);
-}
-
-static void compare(struct compiler *c, bool negated, const void *data, uint32_t length)
-{
-	struct nftnl_expr *e = expression(c, "cmp");
-
-	if (!e)
-		return;
-	nftnl_expr_set_u32(e, NFTNL_EXPR_CMP_SREG, NFT_REG_1);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_CMP_OP, negated ? NFT_CMP_NEQ : NFT_CMP_EQ);
-	nftnl_expr_set(e, NFTNL_EXPR_CMP_DATA, data, length);
-}
-
-static void compare_u32(struct compiler *c, bool negated, uint32_t value)
-{
-	compare(c, negated, &value, sizeof(value));
-}
-
-static void mask(struct compiler *c, const void *bits, uint32_t length)
-{
-	static const uint8_t zero[16];
-	struct nftnl_expr *e = expression(c, "bitwise");
-
-	if (!e)
-		return;
-	nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_SREG, NFT_REG_1);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_DREG, NFT_REG_1);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_LEN, length);
-	nftnl_expr_set(e, NFTNL_EXPR_BITWISE_MASK, bits, length);
-	nftnl_expr_set(e, NFTNL_EXPR_BITWISE_XOR, zero, length);
-}
-
-static void immediate(struct compiler *c, const void *data, uint32_t length)
-{
-	struct nftnl_expr *e = expression(c, "immediate");
-
-	if (!e)
-		return;
-	nftnl_expr_set_u32(e, NFTNL_EXPR_IMM_DREG, NFT_REG_1);
-	nftnl_expr_set(e, NFTNL_EXPR_IMM_DATA, data, length);
-}
-
-static void verdict(struct compiler *c, int code, const char *chain)
-{
-	struct nftnl_expr *e = expression(c, "immediate");
-
-	if (!e)
-		return;
-	nftnl_expr_set_u32(e, NFTNL_EXPR_IMM_DREG, NFT_REG_VERDICT);
-	nftnl_expr_set_u32(e, NFTNL_EXPR_IMM_VERDICT, (uint32_t)code);
-	if (chain && nftnl_expr_set_str(e, NFTNL_EXPR_IMM_CHAIN, chain) < 0)
-		c->code = ENOMEM;
-}
 
 static void redirect(struct compiler *c, uint16_t port)
 {
 	uint16_t port_be = htons(port);
 	struct nftnl_expr *e;
 
-	immediate(c, &port_be, sizeof(port_be));
-	e = expression(c, "redir");
+	nft_expr_immediate(&c->e, &port_be, sizeof(port_be));
+	e = nft_expr(&c->e, "redir");
 	if (!e)
 		return;
 	/* Said in full, so that what the kernel reads back is the same whatever its version. */
@@ -193,8 +80,34 @@ static void redirect(struct compiler *c, uint16_t port)
 
 static void set_mark(struct compiler *c, uint32_t mark)
 {
-	immediate(c, &mark, sizeof(mark));
-	store_mark(c);
+	nft_expr_immediate(&c->e, &mark, sizeof(mark));
+	nft_expr_store_mark(&c->e);
+}
+
+/* Register 1 with the bits of `bits` being those of `value`. */
+static void change_bits(struct compiler *c, uint32_t bits, uint32_t value)
+{
+	uint32_t kept = ~bits;
+
+	nft_expr_bitwise(&c->e, &kept, &value, sizeof(kept));
+}
+
+static void set_packet_mark(struct compiler *c, const struct nf_rule *from)
+{
+	if (!from->mask) {
+		set_mark(c, from->value);
+		return;
+	}
+	nft_expr_load_meta(&c->e, NFT_META_MARK);
+	change_bits(c, from->mask, from->value);
+	nft_expr_store_mark(&c->e);
+}
+
+static void set_connection_mark(struct compiler *c, const struct nf_rule *from)
+{
+	nft_expr_load_ct(&c->e, NFT_CT_MARK);
+	change_bits(c, from->mask ? from->mask : ALL_BITS, from->value);
+	nft_expr_store_ct(&c->e, NFT_CT_MARK);
 }
 
 /* Without a listener that wants foreign addresses the rule ends here, as one that did not match. */
@@ -203,14 +116,14 @@ static void tproxy(struct compiler *c, enum nf_family family, uint16_t port)
 	uint16_t port_be = htons(port);
 	struct nftnl_expr *e;
 
-	immediate(c, &port_be, sizeof(port_be));
-	e = expression(c, "tproxy");
+	nft_expr_immediate(&c->e, &port_be, sizeof(port_be));
+	e = nft_expr(&c->e, "tproxy");
 	if (!e)
 		return;
 	nftnl_expr_set_u32(e, NFTNL_EXPR_TPROXY_FAMILY, family == NF_IPV6 ? NFT_IP6 : NFT_IP);
 	nftnl_expr_set_u32(e, NFTNL_EXPR_TPROXY_REG_PORT, NFT_REG_1);
 	set_mark(c, NF_MARK_TPROXY);
-	verdict(c, VERDICT_ACCEPT, NULL);
+	nft_expr_verdict(&c->e, NFT_ACCEPT_PACKET, NULL);
 }
 
 /* ---- sets ------------------------------------------------------------------------------------ */
@@ -227,7 +140,7 @@ static struct nft_set *new_set(struct compiler *c, const struct set_kind *kind, 
 	struct nft_set *grown = reallocarray(image->sets, image->n_sets + 1, sizeof(*grown)), *set;
 
 	if (!grown) {
-		c->code = ENOMEM;
+		c->e.code = ENOMEM;
 		return NULL;
 	}
 	image->sets = grown;
@@ -243,7 +156,7 @@ static struct nft_set *new_set(struct compiler *c, const struct set_kind *kind, 
 		.elements = calloc(capacity, sizeof(*set->elements)),
 	};
 	if (!set->elements) {
-		c->code = ENOMEM;
+		c->e.code = ENOMEM;
 		return NULL;
 	}
 	image->n_sets++;
@@ -252,14 +165,14 @@ static struct nft_set *new_set(struct compiler *c, const struct set_kind *kind, 
 
 static void look_up(struct compiler *c, const struct nft_set *set, bool negated)
 {
-	struct nftnl_expr *e = expression(c, "lookup");
+	struct nftnl_expr *e = nft_expr(&c->e, "lookup");
 
 	if (!e)
 		return;
 	nftnl_expr_set_u32(e, NFTNL_EXPR_LOOKUP_SREG, NFT_REG_1);
 	nftnl_expr_set_u32(e, NFTNL_EXPR_LOOKUP_SET_ID, set->id);
 	if (nftnl_expr_set_str(e, NFTNL_EXPR_LOOKUP_SET, set->name) < 0)
-		c->code = ENOMEM;
+		c->e.code = ENOMEM;
 	if (negated)
 		nftnl_expr_set_u32(e, NFTNL_EXPR_LOOKUP_FLAGS, NFT_LOOKUP_F_INV);
 }
@@ -287,11 +200,11 @@ static void match_list(struct compiler *c, const struct set_kind *kind, const vo
 	struct nft_element only = {0};
 	struct nft_set *set;
 
-	if (c->code)
+	if (c->e.code)
 		return;
 	if (n == 1) {
 		key(list, 0, only.key);
-		compare(c, negated, only.key, kind->key_len);
+		nft_expr_compare(&c->e, negated, only.key, kind->key_len);
 		return;
 	}
 	set = new_set(c, kind, n);
@@ -364,7 +277,7 @@ static void match_prefixes(struct compiler *c, const struct prefix_list *list, b
 		.interval = true,
 	};
 	size_t from = v6 ? 0 : 12;
-	struct nft_set *set = c->code ? NULL : new_set(c, &kind, 2 * list->n);
+	struct nft_set *set = c->e.code ? NULL : new_set(c, &kind, 2 * list->n);
 
 	if (!set)
 		return;
@@ -381,17 +294,17 @@ static void match_prefixes(struct compiler *c, const struct prefix_list *list, b
 
 /* ---- matches --------------------------------------------------------------------------------- */
 
-static void match_port(struct compiler *c, const struct nf_match *m, uint32_t offset)
+static void match_port(struct compiler *c, const struct nf_match *m, enum nft_packet_field field)
 {
 	static const struct set_kind kind = {
 		.type = DATATYPE_INET_SERVICE, .key_len = sizeof(uint16_t), .big_endian = true};
 	uint16_t port_be = htons((uint16_t)m->value);
 
-	load_payload(c, NFT_PAYLOAD_TRANSPORT_HEADER, offset, sizeof(uint16_t));
+	nft_expr_load_field(&c->e, field);
 	if (m->ports)
 		match_list(c, &kind, m->ports, m->ports->n, port_key, m->negated);
 	else
-		compare(c, m->negated, &port_be, sizeof(port_be));
+		nft_expr_compare(&c->e, m->negated, &port_be, sizeof(port_be));
 }
 
 static void match_prefix(struct compiler *c, const struct ip_prefix *p, size_t from, bool negated)
@@ -402,31 +315,31 @@ static void match_prefix(struct compiler *c, const struct ip_prefix *p, size_t f
 	for (unsigned i = 0; i < p->length; i++)
 		bits[i / 8] |= (uint8_t)(0x80 >> (i % 8));
 	if (p->length < 128)
-		mask(c, bits + from, length);
-	compare(c, negated, p->address.bytes + from, length);
+		nft_expr_mask(&c->e, bits + from, length);
+	nft_expr_compare(&c->e, negated, p->address.bytes + from, length);
 }
 
 static void match_address(struct compiler *c, const struct nf_match *m, bool v6)
 {
 	bool source = m->type == NF_MATCH_SOURCE;
-	uint32_t length = v6 ? 16 : 4, offset;
+	enum nft_packet_field field;
 
 	if (v6)
-		offset = source ? IPV6_SOURCE : IPV6_DESTINATION;
+		field = source ? NFT_IPV6_SOURCE : NFT_IPV6_DESTINATION;
 	else
-		offset = source ? IPV4_SOURCE : IPV4_DESTINATION;
-	load_payload(c, NFT_PAYLOAD_NETWORK_HEADER, offset, length);
+		field = source ? NFT_IPV4_SOURCE : NFT_IPV4_DESTINATION;
+	nft_expr_load_field(&c->e, field);
 	if (m->prefixes)
 		match_prefixes(c, m->prefixes, v6, m->negated);
 	else
-		match_prefix(c, &m->prefix, 16 - length, m->negated);
+		match_prefix(c, &m->prefix, v6 ? 0 : 12, m->negated);
 }
 
 static void match_interface(struct compiler *c, const struct nf_match *m, enum nft_meta_keys key)
 {
 	static const struct set_kind kind = {.type = DATATYPE_IFNAME, .key_len = IFNAMSIZ};
 
-	load_meta(c, key);
+	nft_expr_load_meta(&c->e, key);
 	match_list(c, &kind, m->names, m->names->n, name_key, m->negated);
 }
 
@@ -436,17 +349,8 @@ static void match_owner(struct compiler *c, const struct nf_match *m)
 	const struct set_kind kind = {.type = uid ? DATATYPE_UID : DATATYPE_GID,
 				      .key_len = sizeof(uint32_t)};
 
-	load_meta(c, uid ? NFT_META_SKUID : NFT_META_SKGID);
+	nft_expr_load_meta(&c->e, uid ? NFT_META_SKUID : NFT_META_SKGID);
 	match_list(c, &kind, m->ids, m->ids->n, id_key, m->negated);
-}
-
-static void match_first_syn(struct compiler *c, bool negated)
-{
-	static const uint8_t bits = TCP_FIN_SYN_RST_ACK, syn = TCP_SYN;
-
-	load_payload(c, NFT_PAYLOAD_TRANSPORT_HEADER, TCP_FLAGS, sizeof(syn));
-	mask(c, &bits, sizeof(bits));
-	compare(c, negated, &syn, sizeof(syn));
 }
 
 static void match_state(struct compiler *c, const struct nf_match *m)
@@ -454,9 +358,25 @@ static void match_state(struct compiler *c, const struct nf_match *m)
 	uint32_t bits =
 		m->value == NF_STATE_INVALID ? STATE_INVALID : STATE_ESTABLISHED | STATE_RELATED;
 
-	use_ct(c, NFT_CT_STATE, NFTNL_EXPR_CT_DREG);
-	mask(c, &bits, sizeof(bits));
-	compare_u32(c, !m->negated, 0);
+	nft_expr_load_ct(&c->e, NFT_CT_STATE);
+	nft_expr_mask(&c->e, &bits, sizeof(bits));
+	nft_expr_compare_u32(&c->e, !m->negated, 0);
+}
+
+/* What is loaded is 32 bits. */
+static void match_bits(struct compiler *c, const struct nf_match *m)
+{
+	if (m->mask)
+		nft_expr_mask(&c->e, &m->mask, sizeof(m->mask));
+	nft_expr_compare_u32(&c->e, m->negated, m->value);
+}
+
+static void match_from_opener(struct compiler *c, bool negated)
+{
+	static const uint8_t original = DIRECTION_ORIGINAL;
+
+	nft_expr_load_ct(&c->e, NFT_CT_DIRECTION);
+	nft_expr_compare(&c->e, negated, &original, sizeof(original));
 }
 
 static void match(struct compiler *c, const struct nf_match *m, bool v6)
@@ -465,17 +385,17 @@ static void match(struct compiler *c, const struct nf_match *m, bool v6)
 
 	switch (m->type) {
 	case NF_MATCH_PROTOCOL:
-		load_meta(c, NFT_META_L4PROTO);
-		compare(c, m->negated, &protocol, sizeof(protocol));
+		nft_expr_load_meta(&c->e, NFT_META_L4PROTO);
+		nft_expr_compare(&c->e, m->negated, &protocol, sizeof(protocol));
 		return;
 	case NF_MATCH_FIRST_SYN:
-		match_first_syn(c, m->negated);
+		nft_expr_first_syn(&c->e, m->negated);
 		return;
 	case NF_MATCH_DESTINATION_PORT:
-		match_port(c, m, PORT_DESTINATION);
+		match_port(c, m, NFT_PORT_DESTINATION);
 		return;
 	case NF_MATCH_SOURCE_PORT:
-		match_port(c, m, PORT_SOURCE);
+		match_port(c, m, NFT_PORT_SOURCE);
 		return;
 	case NF_MATCH_SOURCE:
 	case NF_MATCH_DESTINATION:
@@ -492,22 +412,25 @@ static void match(struct compiler *c, const struct nf_match *m, bool v6)
 		match_owner(c, m);
 		return;
 	case NF_MATCH_MARK:
-		load_meta(c, NFT_META_MARK);
-		compare_u32(c, m->negated, m->value);
+		nft_expr_load_meta(&c->e, NFT_META_MARK);
+		match_bits(c, m);
 		return;
 	case NF_MATCH_CONNECTION_MARK:
-		use_ct(c, NFT_CT_MARK, NFTNL_EXPR_CT_DREG);
-		compare_u32(c, m->negated, m->value);
+		nft_expr_load_ct(&c->e, NFT_CT_MARK);
+		match_bits(c, m);
+		return;
+	case NF_MATCH_FROM_OPENER:
+		match_from_opener(c, m->negated);
 		return;
 	case NF_MATCH_STATE:
 		match_state(c, m);
 		return;
 	case NF_MATCH_NEVER:
-		load_meta(c, NFT_META_LEN); /* no packet is empty */
-		compare_u32(c, m->negated, 0);
+		nft_expr_load_meta(&c->e, NFT_META_LEN); /* no packet is empty */
+		nft_expr_compare_u32(&c->e, m->negated, 0);
 		return;
 	}
-	c->code = EINVAL;
+	c->e.code = EINVAL;
 }
 
 /* ---- rules ----------------------------------------------------------------------------------- */
@@ -518,13 +441,13 @@ static void decide(struct compiler *c, const struct nf_rule *from)
 
 	switch (from->verdict) {
 	case NF_RETURN:
-		verdict(c, NFT_RETURN, NULL);
+		nft_expr_verdict(&c->e, NFT_RETURN, NULL);
 		return;
 	case NF_ACCEPT:
-		verdict(c, VERDICT_ACCEPT, NULL);
+		nft_expr_verdict(&c->e, NFT_ACCEPT_PACKET, NULL);
 		return;
 	case NF_DROP:
-		verdict(c, VERDICT_DROP, NULL);
+		nft_expr_verdict(&c->e, NFT_DROP_PACKET, NULL);
 		return;
 	case NF_REDIRECT:
 		redirect(c, (uint16_t)from->value);
@@ -533,26 +456,29 @@ static void decide(struct compiler *c, const struct nf_rule *from)
 		tproxy(c, from->family, (uint16_t)from->value);
 		return;
 	case NF_ZONE:
-		immediate(c, &zone, sizeof(zone));
-		use_ct(c, NFT_CT_ZONE, NFTNL_EXPR_CT_SREG);
-		verdict(c, NFT_RETURN, NULL);
+		nft_expr_immediate(&c->e, &zone, sizeof(zone));
+		nft_expr_store_ct(&c->e, NFT_CT_ZONE);
+		nft_expr_verdict(&c->e, NFT_RETURN, NULL);
 		return;
 	case NF_SET_MARK:
-		set_mark(c, from->value);
+		set_packet_mark(c, from);
+		return;
+	case NF_SET_CONNECTION_MARK:
+		set_connection_mark(c, from);
 		return;
 	case NF_SAVE_MARK:
-		load_meta(c, NFT_META_MARK);
-		use_ct(c, NFT_CT_MARK, NFTNL_EXPR_CT_SREG);
+		nft_expr_load_meta(&c->e, NFT_META_MARK);
+		nft_expr_store_ct(&c->e, NFT_CT_MARK);
 		return;
 	case NF_RESTORE_MARK:
-		use_ct(c, NFT_CT_MARK, NFTNL_EXPR_CT_DREG);
-		store_mark(c);
+		nft_expr_load_ct(&c->e, NFT_CT_MARK);
+		nft_expr_store_mark(&c->e);
 		return;
 	case NF_JUMP_TPROXY:
-		verdict(c, NFT_JUMP, nft_chains[NF_MANGLE_TPROXY].name);
+		nft_expr_verdict(&c->e, NFT_JUMP, nft_chains[NF_MANGLE_TPROXY].name);
 		return;
 	}
-	c->code = EINVAL;
+	c->e.code = EINVAL;
 }
 
 static void set_rule_names(struct compiler *c, const struct nf_rule *from)
@@ -560,12 +486,12 @@ static void set_rule_names(struct compiler *c, const struct nf_rule *from)
 	struct nftnl_udata_buf *userdata = nftnl_udata_buf_alloc(USERDATA_MAX);
 
 	if (!userdata || !nftnl_udata_put_strz(userdata, NFTNL_UDATA_RULE_COMMENT, from->comment) ||
-	    nftnl_rule_set_data(c->rule, NFTNL_RULE_USERDATA, nftnl_udata_buf_data(userdata),
+	    nftnl_rule_set_data(c->e.rule, NFTNL_RULE_USERDATA, nftnl_udata_buf_data(userdata),
 				nftnl_udata_buf_len(userdata)) < 0 ||
-	    nftnl_rule_set_str(c->rule, NFTNL_RULE_TABLE, NFT_TABLE) < 0 ||
-	    nftnl_rule_set_str(c->rule, NFTNL_RULE_CHAIN, nft_chains[from->chain].name) < 0)
-		c->code = ENOMEM;
-	nftnl_rule_set_u32(c->rule, NFTNL_RULE_FAMILY, c->image->family);
+	    nftnl_rule_set_str(c->e.rule, NFTNL_RULE_TABLE, NFT_TABLE) < 0 ||
+	    nftnl_rule_set_str(c->e.rule, NFTNL_RULE_CHAIN, nft_chains[from->chain].name) < 0)
+		c->e.code = ENOMEM;
+	nftnl_rule_set_u32(c->e.rule, NFTNL_RULE_FAMILY, c->image->family);
 	if (userdata)
 		nftnl_udata_buf_free(userdata);
 }
@@ -575,22 +501,22 @@ static void compile_rule(struct compiler *c, const struct nf_rule *from)
 	struct nft_image *image = c->image;
 	uint8_t nfproto = from->family == NF_IPV6 ? NFT_IP6 : NFT_IP;
 
-	c->rule = nftnl_rule_alloc();
-	if (!c->rule) {
-		c->code = ENOMEM;
+	c->e.rule = nftnl_rule_alloc();
+	if (!c->e.rule) {
+		c->e.code = ENOMEM;
 		return;
 	}
 	image->has_chain[from->chain] = true;
 	image->rules[image->n_rules++] = (struct nft_rule){
-		.chain = nft_chains[from->chain].name, .comment = from->comment, .rule = c->rule};
+		.chain = nft_chains[from->chain].name, .comment = from->comment, .rule = c->e.rule};
 	set_rule_names(c, from);
 	if (image->family == NFT_INET && from->family != NF_ANY_FAMILY) {
-		load_meta(c, NFT_META_NFPROTO);
-		compare(c, false, &nfproto, sizeof(nfproto));
+		nft_expr_load_meta(&c->e, NFT_META_NFPROTO);
+		nft_expr_compare(&c->e, false, &nfproto, sizeof(nfproto));
 	}
 	for (size_t i = 0; i < from->n_matches; i++)
 		match(c, &from->matches[i], from->family == NF_IPV6);
-	expression(c, "counter");
+	nft_expr(&c->e, "counter");
 	decide(c, from);
 }
 
@@ -609,13 +535,13 @@ int nft_compile(const struct nf_rules *rules, enum nft_family family, struct nft
 
 	image.rules = calloc(rules->n ? rules->n : 1, sizeof(*image.rules));
 	if (!image.rules)
-		c.code = ENOMEM;
-	for (size_t i = 0; !c.code && i < rules->n; i++)
+		c.e.code = ENOMEM;
+	for (size_t i = 0; !c.e.code && i < rules->n; i++)
 		if (is_of_family(&rules->rules[i], family))
 			compile_rule(&c, &rules->rules[i]);
-	if (c.code) {
+	if (c.e.code) {
 		nft_image_done(&image);
-		return error_set(err, c.code, "make nftables rules");
+		return error_set(err, c.e.code, "make nftables rules");
 	}
 	*ret = image;
 	return 0;
@@ -689,7 +615,7 @@ static void add_chain(struct nft_batch *batch, enum nft_family family,
 	mnl_attr_put_u32(nlh, NFTA_HOOK_HOOKNUM, htonl(kind->hook));
 	mnl_attr_put_u32(nlh, NFTA_HOOK_PRIORITY, htonl((uint32_t)kind->priority));
 	mnl_attr_nest_end(nlh, hook);
-	mnl_attr_put_u32(nlh, NFTA_CHAIN_POLICY, htonl(VERDICT_ACCEPT));
+	mnl_attr_put_u32(nlh, NFTA_CHAIN_POLICY, htonl(NFT_ACCEPT_PACKET));
 	mnl_attr_put_strz(nlh, NFTA_CHAIN_TYPE, kind->type);
 }
 

@@ -23,6 +23,7 @@ struct nftnl_rule;
 #define NFT_MARK_BESIDE	     "beside"
 #define NFT_MARK_PASSTHROUGH "passthrough" /* ::6 on lo is ours to take away */
 #define NFT_MARK_ROUTES	     "routes"	   /* routes for TPROXY may be there, its rules not yet */
+#define NFT_MARK_AMBIENT     "ambient"	   /* routes for ambient may be there */
 #define NFT_MARK_AGENT	     "agent-"	   /* and the instance in eight hex digits */
 enum { NFT_MARK_MAX = 32 };
 

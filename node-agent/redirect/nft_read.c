@@ -196,6 +196,7 @@ static void understand_chains(struct nft_table *t)
 		t->beside |= !strcmp(name, NFT_MARK_BESIDE);
 		t->passthrough |= !strcmp(name, NFT_MARK_PASSTHROUGH);
 		t->routes |= !strcmp(name, NFT_MARK_ROUTES);
+		t->ambient |= !strcmp(name, NFT_MARK_AMBIENT);
 		t->captures |= !strcmp(name, nft_chains[NF_NAT_OUTPUT].name);
 		t->has_nat_prerouting |= !strcmp(name, nft_chains[NF_NAT_PREROUTING].name);
 		t->has_tproxy |= !strcmp(name, nft_chains[NF_MANGLE_TPROXY].name);

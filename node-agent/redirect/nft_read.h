@@ -16,7 +16,7 @@ struct nft_table {
 	uint32_t flags, use; /* use: how many chains, named sets and other objects it has */
 
 	/* Of its chains. */
-	bool draining, beside, passthrough, routes;
+	bool draining, beside, passthrough, routes, ambient;
 	bool captures; /* it has the chain in which outbound connections are captured */
 	bool has_nat_prerouting, has_tproxy;
 	bool has_instance;

@@ -39,8 +39,8 @@ static void print_lookup(FILE *out, const struct nftnl_expr *lookup, const struc
 
 	fprintf(out, "lookup %u %u", nftnl_expr_get_u32(lookup, NFTNL_EXPR_LOOKUP_SREG),
 		nftnl_expr_get_u32(lookup, NFTNL_EXPR_LOOKUP_FLAGS));
-	if (!set) {
-		fputs(" nothing\n", out);
+	if (!set) { /* one with a name, or none at all */
+		fprintf(out, " %s\n", nftnl_expr_get_str(lookup, NFTNL_EXPR_LOOKUP_SET));
 		return;
 	}
 	fprintf(out, " in %u %u %u {", set->key_type, set->key_len, set->flags);
@@ -90,6 +90,16 @@ static char *rule_text(const struct nftnl_rule *rule, const struct nft_set *sets
 		return NULL;
 	}
 	return text;
+}
+
+bool nft_same_rule(const struct nftnl_rule *a, const struct nftnl_rule *b)
+{
+	const char *chains[] = {nftnl_rule_get_str(a, NFTNL_RULE_CHAIN),
+				nftnl_rule_get_str(b, NFTNL_RULE_CHAIN)};
+	scoped_free char *left = rule_text(a, NULL, 0), *right = rule_text(b, NULL, 0);
+
+	return left && right && !strcmp(left, right) && chains[0] && chains[1] &&
+	       !strcmp(chains[0], chains[1]);
 }
 
 /* ---- one chain ------------------------------------------------------------------------------ */
@@ -225,6 +235,7 @@ static bool is_mark(const char *name)
 {
 	return !strcmp(name, NFT_MARK_DRAINING) || !strcmp(name, NFT_MARK_BESIDE) ||
 	       !strcmp(name, NFT_MARK_PASSTHROUGH) || !strcmp(name, NFT_MARK_ROUTES) ||
+	       !strcmp(name, NFT_MARK_AMBIENT) ||
 	       !strncmp(name, NFT_MARK_AGENT, strlen(NFT_MARK_AGENT));
 }
 

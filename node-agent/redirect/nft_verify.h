@@ -12,4 +12,7 @@
 int nft_verify_table(const struct nft_table *table, const struct nft_image *want,
 		     struct error *err);
 
+/* The same chain, comment and expressions; sets are told apart by their names. */
+bool nft_same_rule(const struct nftnl_rule *a, const struct nftnl_rule *b);
+
 #endif

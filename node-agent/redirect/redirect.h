@@ -31,6 +31,7 @@ struct redirect_pod {
 	const struct redirect_plan *plan, *pod_plan;
 	bool beside_ebpf; /* the eBPF engine has the pod as well, while it moves */
 	bool nat_goes_on; /* retired beside another netfilter engine, which keeps translating */
+	bool leaves;	  /* retired for no other engine: in the end nothing is to be left in it */
 	bool passthrough_is_ours; /* ::6 on lo is there because an engine of ours added it */
 	const struct ip_address *addresses; /* from prevResult, the first of a family is primary */
 	size_t n_addresses;
@@ -46,6 +47,8 @@ struct redirect_config {
 	uint32_t max_handovers;		/* connections being handed over at once, node */
 	uint32_t max_handovers_per_pod; /* the same, one pod */
 	uint32_t max_rule_entries;	/* ports and prefixes in all lists of all pods */
+
+	const char *kubelet_cgroup; /* directory of --kubelet-cgroup; NULL: kubelet is looked for */
 
 	uint32_t instance;    /* marks what this agent makes in namespaces; of its run directory */
 	const char *iptables; /* "auto", "legacy" or "nft": which iptables-restore is run */
@@ -83,10 +86,13 @@ size_t redirect_pod_draining(const struct redirect *r, uint64_t cookie,
  * moves: at no moment is it covered by none, and no connection that it had is broken. -ENOSPC when
  * a limit is reached, -ENOTSUP when no engine can do the plan (err says which, and why).
  * remove: already gone is success; netns_fd may be -1 when the namespace is gone.
+ * release: the pod lives on without redirection: nothing new is captured from now on, and what was
+ * goes on to its end; it is to be visited (visit_pod) until then.
  * verify: -ENODEV with err naming the first difference between kernel and plan.
  */
 int redirect_apply(struct redirect *r, const struct redirect_pod *pod, struct error *err);
 int redirect_remove(struct redirect *r, uint64_t cookie, int netns_fd, struct error *err);
+int redirect_release(struct redirect *r, const struct redirect_pod *pod, struct error *err);
 int redirect_verify(struct redirect *r, const struct redirect_pod *pod, struct error *err);
 
 /*

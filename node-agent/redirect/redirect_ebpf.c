@@ -114,6 +114,8 @@ static int stage(struct ebpf *e, struct ebpf_pod *known, const struct redirect_p
 		r = ebpf_pods_config_write(e, pod->cookie, staged, err);
 	if (!r)
 		r = ebpf_addresses_passthrough(e, known, pod->netns_fd, err);
+	if (!r && pod->plan->ambient)
+		r = ebpf_ambient_enter(e, pod, err);
 	return r ? r : ebpf_listeners_scan(e, pod->cookie, pod->netns_fd, err);
 }
 
@@ -122,9 +124,9 @@ static int activate(struct ebpf *e, uint64_t cookie, struct pod_config *cfg, str
 {
 	struct pod_config now = {0};
 
-	/* The flag is the one part that stage() may have changed in the kernel. */
+	/* These flags are what stage() may have changed in the kernel. */
 	ebpf_pods_config(e, cookie, &now);
-	cfg->flags |= POD_ACTIVE | (now.flags & POD_ADDED_PASSTHROUGH);
+	cfg->flags |= POD_ACTIVE | (now.flags & POD_CHANGES);
 	return ebpf_pods_config_write(e, cookie, cfg, err);
 }
 
@@ -152,7 +154,13 @@ static int watch(struct ebpf *e, struct ebpf_pod *known, const struct redirect_p
 
 	if (r)
 		return r;
-	known->wants_passthrough = pod->plan->capture_ipv6;
+	/* ztunnel speaks for clients under their own addresses. */
+	known->wants_passthrough = pod->plan->capture_ipv6 && !pod->plan->ambient;
+	r = ebpf_kubelet_pod(e, known, pod->plan->ambient, err);
+	if (!r && pod->plan->ambient)
+		r = ebpf_kubelet_ensure(e, err);
+	if (r)
+		return r;
 	return netlink_namespace_id(pod->netns_fd, &known->namespace_id, err);
 }
 
@@ -168,7 +176,11 @@ static bool undo_apply(struct ebpf *e, const struct redirect_pod *pod, const str
 	struct pod_config now;
 
 	if (old) { /* it may have been switched to the new plan already */
-		ebpf_pods_config_write(e, pod->cookie, old, &ignored);
+		struct pod_config back = *old;
+
+		if (ebpf_pods_config(e, pod->cookie, &now))
+			back.flags |= now.flags & POD_CHANGES;
+		ebpf_pods_config_write(e, pod->cookie, &back, &ignored);
 		return true;
 	}
 	if (live && e->attached && ebpf_pods_config(e, pod->cookie, &now) &&
@@ -219,7 +231,7 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 		cfg.netns = pod->cookie;
 		if (pod->passthrough_is_ours)
 			cfg.flags |= POD_ADDED_PASSTHROUGH;
-		cfg.flags |= old.flags & POD_ADDED_PASSTHROUGH;
+		cfg.flags |= old.flags & POD_CHANGES;
 		r = ebpf_sets_write(e, &policy, err);
 	}
 	/* What only drains steers nobody: its listeners are found anew before it does again. */
@@ -234,6 +246,7 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 		return r;
 	}
 	other_listeners = active && (old.inbound_port != cfg.inbound_port ||
+				     ((old.flags ^ cfg.flags) & POD_IS_AMBIENT) ||
 				     !same_ids(&known->policy, &policy));
 	/* What is remembered goes also when somebody else has deleted the pod's entry. */
 	if (known->policy.n_ids)
@@ -242,6 +255,8 @@ static int ebpf_apply(void *state, const struct redirect_pod *pod, struct error 
 		ebpf_sets_erase_unknown(e, old.policy);
 	ebpf_policy_done(&known->policy);
 	known->policy = policy;
+	if (!r && !pod->plan->ambient)
+		r = ebpf_ambient_leave(e, pod->cookie, pod->netns_fd, POD_CHANGES, err);
 	if (r || !other_listeners)
 		return r;
 	/* By port or by user: those of before must not be steered to any more. */
@@ -265,9 +280,11 @@ int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
 		if (r)
 			return r;
 	}
-	/* Then ::6, while the entry still says whose it is. */
+	/* Then what is in the namespace, while the entry still says whose it is. */
 	if ((cfg.flags & POD_ADDED_PASSTHROUGH) && netns_fd >= 0)
 		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
+	if ((cfg.flags & POD_AMBIENT_CHANGES) && netns_fd >= 0 && !r)
+		r = ebpf_ambient_undo(netns_fd, cfg.flags, err);
 	if (exists && bpf_map_delete_elem(bpf_map__fd(e->datapath->maps.pods), &cookie) &&
 	    errno != ENOENT)
 		return error_set(err, errno, "opt the pod out");
@@ -402,6 +419,7 @@ static int set_sizes(struct ebpf *e, struct error *err)
 		{d->maps.id_sets, cfg->max_pods * IDS_PER_POD},
 		{d->maps.port_sets, cfg->max_rule_entries},
 		{d->maps.prefix_sets, cfg->max_rule_entries},
+		{d->maps.probe_targets, cfg->max_pods * ADDRESSES_PER_POD},
 		{d->maps.handovers, cfg->max_handovers + HANDOVER_SLACK},
 	};
 
@@ -427,6 +445,7 @@ static int load_error(int r, struct error *err)
 static int load(struct ebpf *e, struct ebpf_fresh_maps *ret_fresh, struct error *err)
 {
 	struct gauge node_gauge = {0};
+	struct error why_not = {0};
 	__u64 node = 0;
 	int r;
 
@@ -446,6 +465,10 @@ static int load(struct ebpf *e, struct ebpf_fresh_maps *ret_fresh, struct error 
 		r = ebpf_listeners_open(e, err);
 	if (r)
 		return r;
+	if (ebpf_kubelet_open(e, &why_not)) {
+		kubelet_bpf__destroy(take_ptr(e->kubelet));
+		ebpf_cannot_ambient(&why_not);
+	}
 	if (bpf_map_update_elem(bpf_map__fd(e->datapath->maps.gauges), &node, &node_gauge,
 				BPF_NOEXIST) &&
 	    errno != EEXIST)
@@ -557,6 +580,7 @@ static void ebpf_close(void *state)
 	bpf_link__destroy(e->scan_link);
 	listener_scan_bpf__destroy(e->scan);
 	listener_lookup_bpf__destroy(e->lookup);
+	kubelet_bpf__destroy(e->kubelet);
 	datapath_bpf__destroy(e->datapath);
 	scoped_close(&e->monitor_fd);
 	scoped_close(&e->cgroup_fd);
@@ -616,6 +640,8 @@ static int ebpf_open(const struct redirect_config *cfg, struct event_loop *loop,
 	if (!r)
 		forget_unapplied(e);
 	if (!r)
+		r = ebpf_kubelet_load_targets(e, err);
+	if (!r)
 		r = ebpf_sets_erase_leftovers(e, err);
 	if (!r)
 		r = listen_to_kernel(e, err);
@@ -645,38 +671,53 @@ static bool netns_ends_soon(const char *path)
 	return false;
 }
 
+static int undo_changes(int netns_fd, __u32 flags, struct error *err)
+{
+	int r = 0;
+
+	if (flags & POD_ADDED_PASSTHROUGH)
+		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
+	return r ? r : ebpf_ambient_undo(netns_fd, flags, err);
+}
+
 /*
- * ::6 goes from the pods that can be reached. Redirection ends in any case; what stays behind is
- * then said.
+ * What was changed in the namespaces of pods that can be reached is changed back. Redirection ends
+ * in any case; what stays behind is then said.
  */
-static int remove_passthrough(const struct ebpf_pins *pins, int pods_fd,
-			      const struct redirect_pod *pods, size_t n_pods, struct error *err)
+static int undo_all_changes(const struct ebpf_pins *pins, int pods_fd,
+			    const struct redirect_pod *pods, size_t n_pods, struct error *err)
 {
 	uint64_t key;
 	size_t left = 0;
+	__u32 flags = 0;
 
 	for_each_map_key (pods_fd, &key) {
 		char path[PIN_PATH_MAX];
 		struct pod_config cfg;
-		size_t i = 0;
+		size_t before = left, i = 0;
 
 		ebpf_pins_pod_path(pins, key, path);
-		if (bpf_map_lookup_elem(pods_fd, &key, &cfg) ||
-		    !(cfg.flags & POD_ADDED_PASSTHROUGH) ||
+		if (bpf_map_lookup_elem(pods_fd, &key, &cfg) || !(cfg.flags & POD_CHANGES) ||
 		    ebpf_pins_netns_state(path) == NETNS_ENDED)
 			continue;
 		while (i < n_pods && (pods[i].cookie != key || pods[i].netns_fd < 0))
 			i++;
 		if (i == n_pods)
 			left += !netns_ends_soon(path);
-		else if (netlink_set_passthrough_address(pods[i].netns_fd, false, NULL, err))
+		else if (undo_changes(pods[i].netns_fd, cfg.flags, err))
 			left++;
+		if (left != before)
+			flags |= cfg.flags;
 	}
 	if (left)
-		return error_set(err, ENOENT,
-				 "everything else is removed, but the address ::6/128 stays on lo "
-				 "of %zu pod(s) whose network namespace could not be reached",
-				 left);
+		return error_set(
+			err, ENOENT,
+			"everything else is removed, but %s of %zu pod(s) whose network "
+			"namespace could not be reached",
+			flags & POD_AMBIENT_CHANGES
+				? "sysctls and routes stay as ambient pods need them, in those"
+				: "the address ::6/128 stays on lo",
+			left);
 	return 0;
 }
 
@@ -695,7 +736,7 @@ static int ebpf_uninstall(const struct redirect_config *cfg, const struct redire
 	if (r)
 		return r;
 	if (!ebpf_pins_map(&pins, "pods", &fd))
-		remove_passthrough(&pins, fd, pods, n_pods, &left);
+		undo_all_changes(&pins, fd, pods, n_pods, &left);
 	close(take_fd(&lock)); /* what is open cannot be unmounted */
 	r = ebpf_pins_remove_all(cfg->bpffs_dir, err);
 	if (!r && left.code) {

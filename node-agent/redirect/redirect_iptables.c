@@ -14,6 +14,7 @@
 #include "netfilter_routes.h"
 #include "netlink.h"
 #include "netns.h"
+#include "probe_snat.h"
 #include "redirect_engine.h"
 #include "scoped.h"
 
@@ -26,9 +27,10 @@
 /* Chains without rules: notes for the agents after this one. */
 #define MARK_DRAINING IPTABLES_CHAIN_PREFIX "DRAINING"
 #define MARK_PASSTHROUGH                                                                           \
-	IPTABLES_CHAIN_PREFIX "PASSTHROUGH" /* ::6 on lo is there because of us                    \
-					     */
-#define MARK_OWNER IPTABLES_CHAIN_PREFIX "OWNER_%08x"
+	IPTABLES_CHAIN_PREFIX "PASSTHROUGH"	     /* ::6 on lo is there because of us           \
+						      */
+#define MARK_AMBIENT IPTABLES_CHAIN_PREFIX "AMBIENT" /* routes for ambient may be there */
+#define MARK_OWNER   IPTABLES_CHAIN_PREFIX "OWNER_%08x"
 
 struct tools {
 	struct iptables_programs of[IPTABLES_BACKENDS];
@@ -39,6 +41,7 @@ struct iptables {
 	enum iptables_backend backend;
 	bool ipv6, comments;
 	uint32_t instance;
+	struct probe_snat *snat; /* of ambient pods, in our own namespace */
 };
 
 /* Both families of one backend in one pod. */
@@ -274,7 +277,6 @@ static int iptables_open(const struct redirect_config *cfg, struct event_loop *l
 	scoped_free struct iptables *ipt = calloc(1, sizeof(*ipt));
 	int r;
 
-	(void)loop;
 	if (!ipt)
 		return error_set(err, ENOMEM, "iptables engine");
 	ipt->instance = cfg->instance;
@@ -282,13 +284,21 @@ static int iptables_open(const struct redirect_config *cfg, struct event_loop *l
 	find_tools(&ipt->tools);
 	r = choose_backend(ipt, cfg->iptables, err);
 	if (!r)
+		r = probe_snat_open(ipt->backend == IPTABLES_LEGACY ? PROBE_SNAT_IPTABLES_LEGACY
+								    : PROBE_SNAT_IPTABLES_NFT,
+				    cfg, loop, &ipt->snat, err);
+	if (!r)
 		*ret_state = take_ptr(ipt);
 	return r;
 }
 
 static void iptables_close(void *state)
 {
-	free(state);
+	struct iptables *ipt = state;
+
+	if (ipt)
+		probe_snat_close(ipt->snat);
+	free(ipt);
 }
 
 static const char *iptables_cannot(const struct redirect_plan *plan)
@@ -328,6 +338,8 @@ static int render(const struct iptables *ipt, const struct nf_rules *rules, stru
 	form.ipv6 = true;
 	if (!r && ipt->ipv6 && rules->captures_ipv6)
 		r = iptables_text_render(rules, form, &ret->of[1], err);
+	if (!r && rules->routes == NETFILTER_ROUTES_AMBIENT)
+		r = iptables_set_add_mark(&ret->of[0], MARK_AMBIENT, err);
 	return r ? r : mark_owner(ipt, ret, err);
 }
 
@@ -351,16 +363,28 @@ static bool had_tproxy(const struct families *f)
 	return families_have(f, IPTABLES_CHAIN_PREFIX "MANGLE_TPROXY");
 }
 
+/* Both kinds of routes of what was there, but for one that is still needed. */
+static int remove_routes(int netns_fd, const struct families *had, enum netfilter_routes needed,
+			 struct error *err)
+{
+	int r = 0;
+
+	if (had_tproxy(had) && needed != NETFILTER_ROUTES_TPROXY)
+		r = netfilter_routes_set(netns_fd, NETFILTER_ROUTES_TPROXY, false, true, err);
+	if (!r && families_have(had, MARK_AMBIENT) && needed != NETFILTER_ROUTES_AMBIENT)
+		r = netfilter_routes_set(netns_fd, NETFILTER_ROUTES_AMBIENT, false, true, err);
+	return r;
+}
+
 static int apply_routes(struct application *a, struct error *err)
 {
 	struct error ignored = {0};
 
-	if (!a->rules.uses_tproxy)
-		return 0;
 	/* Another engine, or an earlier apply, may have set them already. */
-	a->set_routes =
-		netfilter_routes_verify(a->pod->netns_fd, a->rules.captures_ipv6, &ignored) != 0;
-	return netfilter_routes_set(a->pod->netns_fd, true, a->rules.captures_ipv6, err);
+	a->set_routes = netfilter_routes_verify(a->pod->netns_fd, a->rules.routes,
+						a->rules.captures_ipv6, &ignored) != 0;
+	return netfilter_routes_set(a->pod->netns_fd, a->rules.routes, true, a->rules.captures_ipv6,
+				    err);
 }
 
 /* The mark that says whose ::6 is goes in with the IPv4 rules, before ::6 itself. */
@@ -371,7 +395,7 @@ static int mark_passthrough(struct application *a, struct error *err)
 	bool present = false, any_ipv6 = false;
 	int r;
 
-	if (!a->rules.captures_ipv6)
+	if (!a->rules.wants_passthrough)
 		return 0;
 	r = netlink_find_passthrough_address(a->pod->netns_fd, &present, &any_ipv6, err);
 	if (r)
@@ -386,7 +410,7 @@ static void undo_surroundings(const struct application *a)
 	struct error ignored = {0};
 
 	if (a->set_routes)
-		netfilter_routes_set(a->pod->netns_fd, false, true, &ignored);
+		netfilter_routes_set(a->pod->netns_fd, a->rules.routes, false, true, &ignored);
 	if (a->added_passthrough)
 		netlink_set_passthrough_address(a->pod->netns_fd, false, NULL, &ignored);
 }
@@ -396,12 +420,13 @@ static int end_surroundings(const struct application *a, struct error *err)
 {
 	bool had_passthrough = families_have(&a->before, MARK_PASSTHROUGH) ||
 			       families_have(&a->other, MARK_PASSTHROUGH);
-	int r = 0;
+	int fd = a->pod->netns_fd;
+	int r = remove_routes(fd, &a->before, a->rules.routes, err);
 
-	if (!a->rules.uses_tproxy && (had_tproxy(&a->before) || had_tproxy(&a->other)))
-		r = netfilter_routes_set(a->pod->netns_fd, false, true, err);
-	if (!r && had_passthrough && !a->rules.captures_ipv6)
-		r = netlink_set_passthrough_address(a->pod->netns_fd, false, NULL, err);
+	if (!r)
+		r = remove_routes(fd, &a->other, a->rules.routes, err);
+	if (!r && had_passthrough && !a->rules.wants_passthrough)
+		r = netlink_set_passthrough_address(fd, false, NULL, err);
 	return r;
 }
 
@@ -462,11 +487,18 @@ static int apply_application(struct application *a, struct error *err)
 
 static int iptables_apply(void *state, const struct redirect_pod *pod, struct error *err)
 {
-	struct application a = {.ipt = state, .pod = pod};
+	const struct iptables *ipt = state;
+	struct application a = {.ipt = ipt, .pod = pod};
+	struct error ignored;
 	int r = netfilter_rules_build(pod->pod_plan, stage_of(pod), &a.rules, err);
 
+	/* The host first: from then on kubelet is known to the pod's rules by its source only. */
+	if (!r)
+		r = probe_snat_pod(ipt->snat, pod, err);
 	if (!r)
 		r = apply_application(&a, err);
+	if (r && families_empty(&a.before) && families_empty(&a.other))
+		probe_snat_drop(ipt->snat, pod->cookie, &ignored);
 	families_done(&a.before);
 	families_done(&a.other);
 	families_done(&a.target);
@@ -484,8 +516,8 @@ static int remove_backend(const struct tools *tools, enum iptables_backend backe
 	scoped_families struct families now = {0};
 	int r = look(tools, backend, netns_fd, &now, err);
 
-	if (!r && had_tproxy(&now))
-		r = netfilter_routes_set(netns_fd, false, true, err);
+	if (!r)
+		r = remove_routes(netns_fd, &now, NETFILTER_ROUTES_NONE, err);
 	if (!r && families_have(&now, MARK_PASSTHROUGH))
 		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
 	return r ? r : change(tools, backend, netns_fd, &now, &nothing, err);
@@ -505,9 +537,9 @@ static int remove_both(const struct tools *tools, int netns_fd, struct error *er
 static int iptables_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
 {
 	const struct iptables *ipt = state;
+	int r = netns_fd < 0 ? 0 : remove_both(&ipt->tools, netns_fd, err);
 
-	(void)cookie;
-	return netns_fd < 0 ? 0 : remove_both(&ipt->tools, netns_fd, err);
+	return r ? r : probe_snat_drop(ipt->snat, cookie, err);
 }
 
 /* ---- draining ------------------------------------------------------------------------------- */
@@ -519,7 +551,8 @@ static int render_drain(const struct iptables *ipt, const struct redirect_pod *p
 	int r;
 
 	if (pod->pod_plan) {
-		r = netfilter_rules_build(pod->pod_plan, NF_DRAIN, &rules, err);
+		r = netfilter_rules_build(pod->pod_plan, pod->leaves ? NF_DRAIN_LEAVING : NF_DRAIN,
+					  &rules, err);
 		if (!r)
 			r = render(ipt, &rules, ret, err);
 		netfilter_rules_done(&rules);
@@ -535,11 +568,34 @@ static int render_drain(const struct iptables *ipt, const struct redirect_pod *p
 	return r;
 }
 
-/* *ret_done: nothing is left. Routes stay with ::6: the next engine uses them too. */
+static int count_captured(int netns_fd, const struct families *now, size_t *ret, struct error *err)
+{
+	if (families_have(now, MARK_AMBIENT))
+		return conntrack_count_captured(netns_fd, AMBIENT_MARK_REPLY, AMBIENT_MARK_MASK,
+						ret, err);
+	return conntrack_count_captured(netns_fd, NF_MARK_TPROXY, had_tproxy(now) ? UINT32_MAX : 0,
+					ret, err);
+}
+
+/* ::6 stays: the next engine has it from us. So do routes, unless it is known to need none. */
+static int end_draining(const struct iptables *ipt, enum iptables_backend backend,
+			const struct redirect_pod *pod, const struct families *now,
+			struct error *err)
+{
+	const struct families nothing = {0};
+	int r = 0;
+
+	if (had_tproxy(now) && pod->plan && !pod->plan->tproxy)
+		r = netfilter_routes_set(pod->netns_fd, NETFILTER_ROUTES_TPROXY, false, true, err);
+	if (!r && families_have(now, MARK_AMBIENT) && pod->plan && !pod->plan->ambient)
+		r = netfilter_routes_set(pod->netns_fd, NETFILTER_ROUTES_AMBIENT, false, true, err);
+	return r ? r : change(&ipt->tools, backend, pod->netns_fd, now, &nothing, err);
+}
+
+/* *ret_done: nothing is left. */
 static int retire_backend(const struct iptables *ipt, enum iptables_backend backend,
 			  const struct redirect_pod *pod, bool *ret_done, struct error *err)
 {
-	const struct families nothing = {0};
 	scoped_families struct families now = {0}, drain = {0};
 	size_t captured = 0;
 	int r = look(&ipt->tools, backend, pod->netns_fd, &now, err);
@@ -560,12 +616,13 @@ static int retire_backend(const struct iptables *ipt, enum iptables_backend back
 			return r;
 	}
 	if (!pod->nat_goes_on)
-		r = conntrack_count_captured(pod->netns_fd, had_tproxy(&now) ? NF_MARK_TPROXY : 0,
-					     &captured, err);
+		r = count_captured(pod->netns_fd, &now, &captured, err);
 	if (r == -EOPNOTSUPP)
 		return 0; /* it cannot be known, so it is kept as long as the pod */
-	if (!r && captured == 0)
-		r = change(&ipt->tools, backend, pod->netns_fd, &now, &nothing, err);
+	if (!r && captured == 0 && pod->leaves)
+		r = remove_backend(&ipt->tools, backend, pod->netns_fd, err);
+	else if (!r && captured == 0)
+		r = end_draining(ipt, backend, pod, &now, err);
 	*ret_done = !r && captured == 0;
 	return r;
 }
@@ -573,11 +630,14 @@ static int retire_backend(const struct iptables *ipt, enum iptables_backend back
 static int iptables_retire(void *state, const struct redirect_pod *pod, bool *ret_done,
 			   struct error *err)
 {
+	const struct iptables *ipt = state;
 	bool nft = false, legacy = false;
 	int r = retire_backend(state, IPTABLES_NFT, pod, &nft, err);
 
 	if (!r)
 		r = retire_backend(state, IPTABLES_LEGACY, pod, &legacy, err);
+	if (!r)
+		r = probe_snat_drop(ipt->snat, pod->cookie, err);
 	if (!r)
 		*ret_done = nft && legacy;
 	return r;
@@ -739,17 +799,18 @@ static int verify_rules(const struct iptables *ipt, const struct redirect_pod *p
 
 static int iptables_verify(void *state, const struct redirect_pod *pod, struct error *err)
 {
+	const struct iptables *ipt = state;
 	struct nf_rules rules = {0};
 	int r = netfilter_rules_build(pod->pod_plan, stage_of(pod), &rules, err);
 
 	if (!r)
 		r = verify_rules(state, pod, &rules, err);
-	if (!r && rules.uses_tproxy)
-		r = netfilter_routes_verify(pod->netns_fd, rules.captures_ipv6, err);
-	if (!r && rules.captures_ipv6)
+	if (!r)
+		r = netfilter_routes_verify(pod->netns_fd, rules.routes, rules.captures_ipv6, err);
+	if (!r && rules.wants_passthrough)
 		r = netlink_verify_passthrough_address(pod->netns_fd, err);
 	netfilter_rules_done(&rules);
-	return r;
+	return r ? r : probe_snat_verify(ipt->snat, pod, err);
 }
 
 static void add_verdicts(const struct families *found, void *arg)
@@ -821,7 +882,10 @@ static int iptables_uninstall(const struct redirect_config *cfg, const struct re
 		if (pods[i].netns_fd >= 0)
 			sweep_one(&sweep, pods[i].netns_fd);
 	r = netns_each(sweep_if_ours, &sweep, err);
-	if (!r && sweep.first.code) {
+	if (r && !sweep.first.code)
+		sweep.first = *err;
+	r = probe_snat_uninstall(PROBE_SNAT_IPTABLES_NFT, cfg, err);
+	if (sweep.first.code) {
 		*err = sweep.first;
 		r = -err->code;
 	}

@@ -65,6 +65,7 @@ static void drain_engine(struct redirect *r, struct known_pod *known, enum engin
 	bool done = false;
 
 	now.nat_goes_on = is_netfilter(id) && is_netfilter(known->engine);
+	now.leaves = known->engine == ENGINE_NONE;
 	if (engine->ops->retire(engine->state, &now, &done, &err))
 		log_error(LOG_WARN, &err, "cannot end what an engine kept for a pod that moved",
 			  "engine", engine->ops->name, NULL);
@@ -120,6 +121,24 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 		done = false; /* the pod is covered, and the timer tries again */
 	if (!done)
 		known->draining |= 1u << from;
+	schedule(known);
+	return redirect_drain_watch(r, err);
+}
+
+int redirect_release(struct redirect *r, const struct redirect_pod *pod, struct error *err)
+{
+	struct known_pod *known = redirect_known(r, pod->cookie);
+
+	if (!known)
+		return 0;
+	if (known->engine != ENGINE_NONE)
+		known->draining |= 1u << known->engine;
+	known->engine = ENGINE_NONE;
+	known->beside_ebpf = false;
+	known->reason = NULL;
+	for (enum engine_id id = 0; id < ENGINE_NONE; id++)
+		if (known->draining & (1u << id))
+			drain_engine(r, known, id, pod);
 	schedule(known);
 	return redirect_drain_watch(r, err);
 }

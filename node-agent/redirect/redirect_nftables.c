@@ -7,8 +7,11 @@
  * table as an empty chain (nft_compile.h), and only whose ::6 is ours also here, for a table that
  * somebody else deletes.
  *
- * Beside rules the engine makes ::6/128 on lo, and for TPROXY a routing rule and a route. The table
- * is there before they are, and goes after them, so that it always tells what there may be.
+ * In the host's namespace there is what kubelet's probes of ambient pods need: probe_snat.h.
+ *
+ * Beside rules the engine makes ::6/128 on lo, and for TPROXY and ambient a routing rule and a
+ * route. The table is there before they are, and goes after them, so that it always tells what
+ * there may be.
  */
 #include "redirect_engine.h"
 
@@ -20,6 +23,7 @@
 #include "nft_read.h"
 #include "nft_transaction.h"
 #include "nft_verify.h"
+#include "probe_snat.h"
 #include "scoped.h"
 
 #include <errno.h>
@@ -33,6 +37,7 @@ struct nftables {
 	uint32_t instance;
 	uint64_t *passthrough_owners; /* cookies */
 	size_t n_owners;
+	struct probe_snat *snat; /* of ambient pods, in our own namespace */
 };
 
 #define scoped_rules  scoped(netfilter_rules_done)
@@ -52,7 +57,7 @@ static bool is_used(const struct nftables *n, enum nft_family family)
 
 /* What the tables say together: all that are there were made by the same transactions. */
 struct record {
-	bool any, draining, passthrough, tproxy, routes;
+	bool any, draining, passthrough, tproxy, routes, ambient;
 };
 
 static struct record record_of(const struct nft_tables *tables)
@@ -66,6 +71,7 @@ static struct record record_of(const struct nft_tables *tables)
 		record.passthrough |= t->passthrough;
 		record.tproxy |= t->has_tproxy;
 		record.routes |= t->routes;
+		record.ambient |= t->ambient;
 	}
 	return record;
 }
@@ -191,7 +197,6 @@ static int nftables_open(const struct redirect_config *cfg, struct event_loop *l
 	bool split;
 	int r = probe(&split, err);
 
-	(void)loop;
 	if (r)
 		return r;
 	n = calloc(1, sizeof(*n));
@@ -199,16 +204,22 @@ static int nftables_open(const struct redirect_config *cfg, struct event_loop *l
 		return error_set(err, ENOMEM, "open the nftables engine");
 	n->split = split;
 	n->instance = cfg->instance;
-	*ret_state = n;
-	return 0;
+	r = probe_snat_open(PROBE_SNAT_NFTABLES, cfg, loop, &n->snat, err);
+	if (r)
+		free(n);
+	else
+		*ret_state = n;
+	return r;
 }
 
 static void nftables_close(void *state)
 {
 	struct nftables *n = state;
 
-	if (n)
-		free(n->passthrough_owners);
+	if (!n)
+		return;
+	probe_snat_close(n->snat);
+	free(n->passthrough_owners);
 	free(n);
 }
 
@@ -271,13 +282,23 @@ static int look(struct application *a, struct error *err)
 	if (r)
 		return r;
 	a->was = record_of(&a->before);
-	if (a->rules.captures_ipv6)
+	if (a->rules.wants_passthrough)
 		r = netlink_find_passthrough_address(pod->netns_fd, &there, &ignored, err);
 	a->add_passthrough = !there;
-	a->add_routes =
-		a->rules.uses_tproxy &&
-		netfilter_routes_verify(pod->netns_fd, a->rules.captures_ipv6, &missing) != 0;
+	a->add_routes = netfilter_routes_verify(pod->netns_fd, a->rules.routes,
+						a->rules.captures_ipv6, &missing) != 0;
 	return r;
+}
+
+/* What says that there are routes of this kind, before there are. */
+static const char *routes_mark(enum netfilter_routes routes)
+{
+	return routes == NETFILTER_ROUTES_AMBIENT ? NFT_MARK_AMBIENT : NFT_MARK_ROUTES;
+}
+
+static bool has_routes_mark(const struct record *record, enum netfilter_routes routes)
+{
+	return routes == NETFILTER_ROUTES_AMBIENT ? record->ambient : record->routes;
 }
 
 /* The table, or a first form of it, says what is about to be made. */
@@ -286,7 +307,8 @@ static int claim(struct application *a, struct error *err)
 	scoped_batch struct nft_batch *batch = nft_batch_new();
 	int r;
 
-	if (!(a->add_passthrough && !a->was.passthrough) && !(a->add_routes && !a->was.routes))
+	if (!(a->add_passthrough && !a->was.passthrough) &&
+	    !(a->add_routes && !has_routes_mark(&a->was, a->rules.routes)))
 		return 0;
 	if (!batch)
 		return no_memory(err);
@@ -301,7 +323,7 @@ static int claim(struct application *a, struct error *err)
 		if (a->add_passthrough)
 			nft_add_mark(batch, t->family, NFT_MARK_PASSTHROUGH);
 		if (a->add_routes)
-			nft_add_mark(batch, t->family, NFT_MARK_ROUTES);
+			nft_add_mark(batch, t->family, routes_mark(a->rules.routes));
 	}
 	r = nft_batch_commit(batch, a->pod->netns_fd, err);
 	a->claimed = !r;
@@ -310,7 +332,7 @@ static int claim(struct application *a, struct error *err)
 
 static bool owns_passthrough_after(const struct application *a)
 {
-	return a->rules.captures_ipv6 &&
+	return a->rules.wants_passthrough &&
 	       (a->add_passthrough || a->was.passthrough || a->pod->passthrough_is_ours ||
 		is_owner(a->engine, a->pod->cookie));
 }
@@ -340,19 +362,34 @@ static int replace_tables(struct application *a, struct error *err)
 			nft_add_mark(batch, t->family, NFT_MARK_PASSTHROUGH);
 		if (a->pod->beside_ebpf)
 			nft_add_mark(batch, t->family, NFT_MARK_BESIDE);
+		if (a->rules.routes == NETFILTER_ROUTES_AMBIENT)
+			nft_add_mark(batch, t->family, NFT_MARK_AMBIENT);
 		r = add_rules(batch, t->family, &a->rules, err);
 	}
 	return r ? r : nft_batch_commit(batch, a->pod->netns_fd, err);
 }
 
+/* Both kinds of routes, but for one that is still needed. */
+static int remove_routes(int netns_fd, const struct record *record, enum netfilter_routes needed,
+			 struct error *err)
+{
+	int r = 0;
+
+	if ((record->tproxy || record->routes) && needed != NETFILTER_ROUTES_TPROXY)
+		r = netfilter_routes_set(netns_fd, NETFILTER_ROUTES_TPROXY, false, true, err);
+	if (!r && record->ambient && needed != NETFILTER_ROUTES_AMBIENT)
+		r = netfilter_routes_set(netns_fd, NETFILTER_ROUTES_AMBIENT, false, true, err);
+	return r;
+}
+
 /* What an earlier plan needed and this one does not. Rules no longer lead there. */
 static int tidy(const struct application *a, struct error *err)
 {
-	int fd = a->pod->netns_fd, r = 0;
+	int fd = a->pod->netns_fd;
+	int r = remove_routes(fd, &a->was, a->rules.routes, err);
 
-	if ((a->was.tproxy || a->was.routes) && !a->rules.uses_tproxy)
-		r = netfilter_routes_set(fd, false, true, err);
-	if (!r && (a->was.passthrough || a->pod->passthrough_is_ours) && !a->rules.captures_ipv6)
+	if (!r && (a->was.passthrough || a->pod->passthrough_is_ours) &&
+	    !a->rules.wants_passthrough)
 		r = netlink_set_passthrough_address(fd, false, NULL, err);
 	return r;
 }
@@ -373,8 +410,8 @@ static void unclaim(const struct application *a)
 			nft_delete_table(batch, t->family);
 		if (t->present && a->add_passthrough && !t->passthrough)
 			nft_delete_chain(batch, t->family, NFT_MARK_PASSTHROUGH);
-		if (t->present && a->add_routes && !t->routes)
-			nft_delete_chain(batch, t->family, NFT_MARK_ROUTES);
+		if (t->present && a->add_routes && !has_routes_mark(&a->was, a->rules.routes))
+			nft_delete_chain(batch, t->family, routes_mark(a->rules.routes));
 	}
 	nft_batch_commit(batch, a->pod->netns_fd, &ignored);
 }
@@ -391,13 +428,13 @@ static int install(struct application *a, struct error *err)
 	if (a->add_passthrough)
 		r = netlink_set_passthrough_address(fd, true, &passthrough_added, err);
 	if (!r && a->add_routes)
-		r = netfilter_routes_set(fd, true, a->rules.captures_ipv6, err);
+		r = netfilter_routes_set(fd, a->rules.routes, true, a->rules.captures_ipv6, err);
 	if (!r)
 		r = replace_tables(a, err);
 	if (!r)
 		return 0;
 	if (a->add_routes)
-		netfilter_routes_set(fd, false, true, &ignored);
+		netfilter_routes_set(fd, a->rules.routes, false, true, &ignored);
 	if (passthrough_added)
 		netlink_set_passthrough_address(fd, false, NULL, &ignored);
 	unclaim(a);
@@ -409,21 +446,34 @@ static enum nf_stage stage_of(const struct redirect_pod *pod)
 	return pod->beside_ebpf ? NF_CAPTURE_BESIDE_EBPF : NF_CAPTURE;
 }
 
-static int nftables_apply(void *state, const struct redirect_pod *pod, struct error *err)
+static int apply_rules(struct application *a, struct error *err)
 {
-	struct application a = {.engine = state, .pod = pod};
-	int r = netfilter_rules_build(pod->pod_plan, stage_of(pod), &a.rules, err);
+	int r = netfilter_rules_build(a->pod->pod_plan, stage_of(a->pod), &a->rules, err);
 
 	if (!r)
-		r = look(&a, err);
+		r = look(a, err);
 	if (!r)
-		r = install(&a, err);
-	if (!r)
-		r = tidy(&a, err);
+		r = install(a, err);
+	return r ? r : tidy(a, err);
+}
+
+/* The host first: from when the pod has rules on, kubelet is known to them by its source only. */
+static int nftables_apply(void *state, const struct redirect_pod *pod, struct error *err)
+{
+	struct nftables *n = state;
+	struct application a = {.engine = n, .pod = pod};
+	struct error ignored;
+	int r = probe_snat_pod(n->snat, pod, err);
+
+	if (r)
+		return r;
+	r = apply_rules(&a, err);
 	if (!r && owns_passthrough_after(&a))
-		remember_owner(state, pod->cookie);
+		remember_owner(n, pod->cookie);
 	else if (!r)
-		forget_owner(state, pod->cookie);
+		forget_owner(n, pod->cookie);
+	if (r && !a.was.any)
+		probe_snat_drop(n->snat, pod->cookie, &ignored);
 	nft_tables_done(&a.before);
 	netfilter_rules_done(&a.rules);
 	return r;
@@ -440,8 +490,7 @@ static int remove_from(int netns_fd, struct error *err)
 	if (r)
 		return r;
 	record = record_of(&tables);
-	if (record.tproxy || record.routes)
-		r = netfilter_routes_set(netns_fd, false, true, err);
+	r = remove_routes(netns_fd, &record, NETFILTER_ROUTES_NONE, err);
 	if (!r && record.passthrough)
 		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
 	return r ? r : commit_deletion(netns_fd, &tables, err);
@@ -449,22 +498,31 @@ static int remove_from(int netns_fd, struct error *err)
 
 static int nftables_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
 {
+	const struct nftables *n = state;
 	int r = netns_fd < 0 ? 0 : remove_from(netns_fd, err);
 
-	if (!r)
-		forget_owner(state, cookie);
-	return r;
+	if (r)
+		return r;
+	forget_owner(state, cookie);
+	return probe_snat_drop(n->snat, cookie, err);
 }
 
-static void delete_tproxy_rules(struct nft_batch *batch, const struct nft_table *t)
+static bool ends_with_capture(const struct nftnl_rule *rule)
+{
+	char comment[64];
+
+	nft_rule_comment(rule, comment, sizeof(comment));
+	/* The marks of ambient come back in the form of the stage. */
+	return nft_rule_has(rule, "tproxy") || !strcmp(comment, "tproxy-no-listener") ||
+	       !strncmp(comment, "ambient-", strlen("ambient-"));
+}
+
+static void delete_capturing_rules(struct nft_batch *batch, const struct nft_table *t)
 {
 	for (size_t i = 0; i < t->n_rules; i++) {
 		const char *chain = nftnl_rule_get_str(t->rules[i], NFTNL_RULE_CHAIN);
-		char comment[64];
 
-		nft_rule_comment(t->rules[i], comment, sizeof(comment));
-		if (chain &&
-		    (nft_rule_has(t->rules[i], "tproxy") || !strcmp(comment, "tproxy-no-listener")))
+		if (chain && ends_with_capture(t->rules[i]))
 			nft_delete_rule(batch, t->family, chain,
 					nftnl_rule_get_u64(t->rules[i], NFTNL_RULE_HANDLE));
 	}
@@ -474,11 +532,12 @@ static void delete_tproxy_rules(struct nft_batch *batch, const struct nft_table 
  * What captures goes and what keeps stays, out of the table as it is: whatever its plan was, which
  * need not be known any more. The result is that of NF_DRAIN for the same plan.
  */
-static int drain_table(struct nft_batch *batch, const struct nft_table *t, struct error *err)
+static int drain_table(struct nft_batch *batch, const struct nft_table *t, enum nf_stage stage,
+		       struct error *err)
 {
-	static const struct redirect_plan nothing;
+	const struct redirect_plan nothing = {.ambient = t->ambient, .capture_ipv6 = true};
 	scoped_rules struct nf_rules rules = {0};
-	int r = netfilter_rules_build(&nothing, NF_DRAIN, &rules, err);
+	int r = netfilter_rules_build(&nothing, stage, &rules, err);
 
 	if (r)
 		return r;
@@ -486,15 +545,16 @@ static int drain_table(struct nft_batch *batch, const struct nft_table *t, struc
 		nft_flush_chain(batch, t->family, nft_chains[NF_NAT_PREROUTING].name);
 	if (t->captures)
 		nft_flush_chain(batch, t->family, nft_chains[NF_NAT_OUTPUT].name);
-	delete_tproxy_rules(batch, t);
+	delete_capturing_rules(batch, t);
 	if (t->beside)
 		nft_delete_chain(batch, t->family, NFT_MARK_BESIDE);
 	nft_add_mark(batch, t->family, NFT_MARK_DRAINING);
 	return add_rules(batch, t->family, &rules, err);
 }
 
-static int drain(int netns_fd, const struct nft_tables *tables, struct error *err)
+static int drain(const struct redirect_pod *pod, const struct nft_tables *tables, struct error *err)
 {
+	enum nf_stage stage = pod->leaves ? NF_DRAIN_LEAVING : NF_DRAIN;
 	scoped_batch struct nft_batch *batch = nft_batch_new();
 	int r = 0;
 
@@ -502,8 +562,8 @@ static int drain(int netns_fd, const struct nft_tables *tables, struct error *er
 		return no_memory(err);
 	for (size_t i = 0; !r && i < NFT_FAMILIES; i++)
 		if (tables->tables[i].present)
-			r = drain_table(batch, &tables->tables[i], err);
-	return r ? r : nft_batch_commit(batch, netns_fd, err);
+			r = drain_table(batch, &tables->tables[i], stage, err);
+	return r ? r : nft_batch_commit(batch, pod->netns_fd, err);
 }
 
 /*
@@ -513,15 +573,27 @@ static int drain(int netns_fd, const struct nft_tables *tables, struct error *er
 static int end_draining(const struct redirect_pod *pod, const struct nft_tables *tables,
 			struct error *err)
 {
+	struct record record = record_of(tables);
 	int r = 0;
 
-	if (record_of(tables).tproxy && pod->plan && !pod->plan->tproxy)
-		r = netfilter_routes_set(pod->netns_fd, false, true, err);
+	if (record.tproxy && pod->plan && !pod->plan->tproxy)
+		r = netfilter_routes_set(pod->netns_fd, NETFILTER_ROUTES_TPROXY, false, true, err);
+	if (!r && record.ambient && pod->plan && !pod->plan->ambient)
+		r = netfilter_routes_set(pod->netns_fd, NETFILTER_ROUTES_AMBIENT, false, true, err);
 	return r ? r : commit_deletion(pod->netns_fd, tables, err);
 }
 
-static int nftables_retire(void *state, const struct redirect_pod *pod, bool *ret_done,
-			   struct error *err)
+static int count_captured(int netns_fd, const struct record *record, size_t *ret, struct error *err)
+{
+	if (record->ambient)
+		return conntrack_count_captured(netns_fd, AMBIENT_MARK_REPLY, AMBIENT_MARK_MASK,
+						ret, err);
+	return conntrack_count_captured(netns_fd, NF_MARK_TPROXY, record->tproxy ? UINT32_MAX : 0,
+					ret, err);
+}
+
+static int retire_rules(void *state, const struct redirect_pod *pod, bool *ret_done,
+			struct error *err)
 {
 	scoped_tables struct nft_tables tables = {0};
 	struct record record;
@@ -539,25 +611,33 @@ static int nftables_retire(void *state, const struct redirect_pod *pod, bool *re
 	}
 	record = record_of(&tables);
 	if (!record.draining) {
-		r = drain(pod->netns_fd, &tables, err);
+		r = drain(pod, &tables, err);
 		if (r)
 			return r;
 	}
 	if (!pod->nat_goes_on)
-		r = conntrack_count_captured(pod->netns_fd, record.tproxy ? NF_MARK_TPROXY : 0,
-					     &captured, err);
+		r = count_captured(pod->netns_fd, &record, &captured, err);
 	/* Who cannot count must keep translating for ever. */
 	if (r == -EOPNOTSUPP || (!r && captured > 0)) {
 		*ret_done = false;
 		return 0;
 	}
 	if (!r)
-		r = end_draining(pod, &tables, err);
+		r = pod->leaves ? remove_from(pod->netns_fd, err) : end_draining(pod, &tables, err);
 	if (!r) {
 		forget_owner(state, pod->cookie);
 		*ret_done = true;
 	}
 	return r;
+}
+
+static int nftables_retire(void *state, const struct redirect_pod *pod, bool *ret_done,
+			   struct error *err)
+{
+	const struct nftables *n = state;
+	int r = retire_rules(state, pod, ret_done, err);
+
+	return r ? r : probe_snat_drop(n->snat, pod->cookie, err);
 }
 
 /* ---- looking --------------------------------------------------------------------------------- */
@@ -618,6 +698,9 @@ static int verify_marks(const struct nftables *n, const struct redirect_pod *pod
 {
 	if (t->draining)
 		return error_set(err, ENODEV, "nftables: table " NFT_TABLE " only drains");
+	if (t->ambient != pod->plan->ambient)
+		return error_set(err, ENODEV, "nftables: the note about ambient is %s",
+				 t->ambient ? "not ours" : "missing");
 	if (t->beside != pod->beside_ebpf)
 		return error_set(err, ENODEV, "nftables: the rules %s made to be beside eBPF's",
 				 t->beside ? "are" : "are not");
@@ -654,17 +737,16 @@ static int verify_tables(const struct nftables *n, const struct redirect_pod *po
 static int verify_rest(const struct redirect_pod *pod, const struct nf_rules *rules,
 		       struct error *err)
 {
-	int r = 0;
+	int r = netfilter_routes_verify(pod->netns_fd, rules->routes, rules->captures_ipv6, err);
 
-	if (rules->uses_tproxy)
-		r = netfilter_routes_verify(pod->netns_fd, rules->captures_ipv6, err);
-	if (!r && rules->captures_ipv6)
+	if (!r && rules->wants_passthrough)
 		r = netlink_verify_passthrough_address(pod->netns_fd, err);
 	return r;
 }
 
 static int nftables_verify(void *state, const struct redirect_pod *pod, struct error *err)
 {
+	const struct nftables *n = state;
 	scoped_rules struct nf_rules rules = {0};
 	scoped_tables struct nft_tables tables = {0};
 	int r = netfilter_rules_build(pod->pod_plan, stage_of(pod), &rules, err);
@@ -673,7 +755,9 @@ static int nftables_verify(void *state, const struct redirect_pod *pod, struct e
 		r = nft_read(pod->netns_fd, NFT_READ_ALL, &tables, err);
 	if (!r)
 		r = verify_tables(state, pod, &tables, &rules, err);
-	return r ? r : verify_rest(pod, &rules, err);
+	if (!r)
+		r = verify_rest(pod, &rules, err);
+	return r ? r : probe_snat_verify(n->snat, pod, err);
 }
 
 /* ---- counters -------------------------------------------------------------------------------- */
@@ -785,6 +869,9 @@ static int nftables_uninstall(const struct redirect_config *cfg, const struct re
 		if (pods[i].netns_fd >= 0)
 			uninstall_from(&u, pods[i].netns_fd);
 	r = netns_each(uninstall_found, &u, err);
+	if (!u.first.code && r)
+		u.first = *err;
+	r = probe_snat_uninstall(PROBE_SNAT_NFTABLES, cfg, err);
 	if (!u.first.code)
 		return r;
 	*err = u.first;

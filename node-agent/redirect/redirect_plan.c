@@ -656,8 +656,8 @@ static uint32_t ambient_facts(const struct redirect_plan *plan, const struct pla
 		return 0;
 	return fact(has_mark(flow, AMBIENT_MARK_PROXY), FACT_MARK_PROXY) |
 	       fact(has_mark(flow, AMBIENT_MARK_REPLY), FACT_MARK_REPLY) |
-	       fact(is_probe_source(&flow->source), FACT_SRC_PROBE) |
-	       fact(is_probe_source(destination), FACT_DST_PROBE);
+	       fact(!flow->knows_kubelet && is_probe_source(&flow->source), FACT_SRC_PROBE) |
+	       fact(!flow->knows_kubelet && is_probe_source(destination), FACT_DST_PROBE);
 }
 
 static bool is_lo(const struct redirect_plan *plan, const struct ip_address *a)

@@ -125,6 +125,7 @@ struct plan_flow {
 	bool destination_is_local; /* an address of the pod; 127/8 and ::1 are known anyway */
 	uint32_t uid, gid;	   /* the opener's, outbound only */
 	uint32_t mark;		   /* outbound: the socket's; inbound: the packet's */
+	bool knows_kubelet;	   /* by an engine to which no address stands for kubelet */
 	const char *interface;	   /* it leaves or comes in by; NULL: one that no rule names */
 };
 uint32_t redirect_plan_facts(const struct redirect_plan *plan, const struct plan_flow *flow);

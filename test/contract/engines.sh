@@ -56,11 +56,22 @@ routes_of_tproxy() { # NAME
 	ip -n "$1" -6 route show table 133 2>/dev/null
 }
 
+# What an ambient pod has beside rules: packets with ztunnel's second mark are the pod's own.
+state_of_ambient() { # NAME
+	ip -n "$1" rule show table 100
+	ip -n "$1" -6 rule show table 100
+	ip -n "$1" route show table 100 2>/dev/null
+	ip -n "$1" -6 route show table 100 2>/dev/null
+	inside "$1" sh -c 'cd /proc/sys/net && grep -H [^0] ipv4/tcp_fwmark_accept ipv4/fwmark_reflect \
+		ipv6/fwmark_reflect'
+}
+
 # Everything that an engine can have in a pod but for what bpf has, in a form that can be compared.
 netfilter_state() { # NAME
 	nftables_rules "$1"
 	iptables_rules "$1"
 	routes_of_tproxy "$1"
+	state_of_ambient "$1"
 	ip -n "$1" -6 -o address show dev lo to ::6/128
 }
 

@@ -3,18 +3,19 @@
  * Many connections, each checked: the server (reporter --echo) first says the original destination
  * that it sees, then echoes.
  *
- *   flood [--workers N] [--payload BYTES] [--bind-from PORT] [--hold]
- *         --count N --concurrency N --label L ADDR:PORT...
+ *   flood [--workers N] [--payload BYTES] [--bind-from PORT] [--hold] [--any-original]
+ *         [--mark N] [--source ADDR:PORT] --count N --concurrency N --label L ADDR:PORT...
  *
  * COUNT connections to the destinations in turn, CONCURRENCY of them open at a time. Of each: the
  * server's label must be L and its SO_ORIGINAL_DST the address dialled; PAYLOAD bytes that no other
  * connection sends must come back unchanged; then it is closed. With --hold all COUNT connections
  * are opened before the first one is used, and stay until every one is checked. --bind-from binds
- * the connections' ports from PORT on. Workers are processes, each with its share.
+ * the connections' ports from PORT on. With --any-original the destination that the server sees is
+ * not looked at. Workers are processes, each with its share.
  *
  * Prints "ok N connections" and exits 0, or says what went wrong how often and exits 1.
  */
-#include "endpoint.h"
+#include "speaker.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -54,7 +55,8 @@ struct tally {
 
 static struct {
 	unsigned workers, payload, count, concurrency, bind_from;
-	bool hold;
+	bool hold, any_original;
+	struct speaker as;
 	const char *label;
 	union endpoint to[DESTINATIONS_MAX];
 	unsigned n_to;
@@ -97,6 +99,7 @@ static void start(struct connection *c, unsigned serial)
 	if (c->fd < 0)
 		err(1, "socket");
 	in_flight++;
+	speaker_prepare(&flood.as, c->fd, to->any.sa_family);
 	if (flood.bind_from) {
 		endpoint_from_address(to->any.sa_family == AF_INET ? "0.0.0.0" : "::",
 				      flood.bind_from + serial, &from);
@@ -153,7 +156,7 @@ static bool line_is_right(const struct connection *c)
 	snprintf(want_label, sizeof(want_label), "label=%s ", flood.label);
 	snprintf(want_dst, sizeof(want_dst), " odst%d=%d:%s ", v4 ? 4 : 6, v4 ? 16 : 28,
 		 endpoint_format(to, text));
-	return strstr(c->line, want_label) && strstr(c->line, want_dst);
+	return strstr(c->line, want_label) && (flood.any_original || strstr(c->line, want_dst));
 }
 
 static void read_line(struct connection *c)
@@ -311,6 +314,10 @@ static void parse(int argc, char **argv)
 			flood.hold = true;
 			continue;
 		}
+		if (!strcmp(argv[i], "--any-original")) {
+			flood.any_original = true;
+			continue;
+		}
 		if (!strcmp(argv[i], "--workers"))
 			flood.workers = (unsigned)atoi(value);
 		else if (!strcmp(argv[i], "--payload"))
@@ -323,7 +330,7 @@ static void parse(int argc, char **argv)
 			flood.bind_from = (unsigned)atoi(value);
 		else if (!strcmp(argv[i], "--label"))
 			flood.label = value;
-		else
+		else if (!speaker_option(&flood.as, argv[i], value))
 			errx(2, "unknown option %s", argv[i]);
 		i++;
 	}

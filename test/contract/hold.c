@@ -2,7 +2,7 @@
 /*
  * Keeps connections open while something happens to the pod, and says whether each one lived.
  *
- *   hold [--idle N] [--busy N] [--original] --label L ADDR:PORT...
+ *   hold [--idle N] [--busy N] [--original] [--mark N] [--source ADDR:PORT] --label L ADDR:PORT...
  *
  * Opens the connections to the destinations in turn; the server (reporter --echo) must be L, and
  * with --original must have seen the address dialled as SO_ORIGINAL_DST. Then it prints "holds N
@@ -11,7 +11,7 @@
  *
  * Prints "ok N connections, R rounds, longest M ms" and exits 0, or says what broke and exits 1.
  */
-#include "endpoint.h"
+#include "speaker.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -32,6 +32,7 @@ enum {
 static struct {
 	unsigned idle, busy, n_to;
 	bool original;
+	struct speaker as;
 	const char *label;
 	union endpoint to[DESTINATIONS_MAX];
 	int fds[CONNECTIONS_MAX];
@@ -96,6 +97,7 @@ static void open_one(unsigned serial)
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
 	held.fds[serial] = fd;
+	speaker_prepare(&held.as, fd, to->any.sa_family);
 	if (connect(fd, &to->any, endpoint_size(to)) < 0) {
 		break_off(serial, "connect", errno);
 		return;
@@ -166,6 +168,8 @@ static void parse(int argc, char **argv)
 			held.busy = (unsigned)atoi(argv[++i]);
 		else if (!strcmp(argv[i], "--label") && i + 1 < argc)
 			held.label = argv[++i];
+		else if (i + 1 < argc && speaker_option(&held.as, argv[i], argv[i + 1]))
+			i++;
 		else
 			errx(2, "unknown option %s", argv[i]);
 	}
@@ -173,7 +177,7 @@ static void parse(int argc, char **argv)
 		endpoint_parse(argv[i], &held.to[held.n_to++]);
 	if (!held.label || !held.n_to || !(held.idle + held.busy) ||
 	    held.idle + held.busy > CONNECTIONS_MAX)
-		errx(2, "usage: hold [--idle N] [--busy N] [--original] --label L ADDR:PORT...");
+		errx(2, "usage: hold [OPTION...] --label L ADDR:PORT...");
 }
 
 int main(int argc, char **argv)

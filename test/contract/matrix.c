@@ -4,7 +4,7 @@
  * and says, row by row, whether the connection went where the table says.
  *
  *   matrix --file F --pod NAME --engine E --pod-netns F --world-netns F [--guest-netns F]
- *          [--cgroup DIR] [--pod-userns F] [--settle-ms N] [--only TEXT]
+ *          [--cgroup DIR] [--kubelet-cgroup DIR] [--pod-userns F] [--settle-ms N] [--only TEXT]
  *
  * Output: one "ok - ..." or "not ok - ..." line a row, unnumbered; what differs follows as "# ...".
  */
@@ -41,7 +41,7 @@ enum {
 	TIMEOUT_MS = 300, /* where silence is what the table expects */
 	CLIENT_S = 60, /* for all that a client does; io_uring's connect has no limit of its own */
 	REASON_MAX = 256,
-	TPROXY_MARK = 1337,
+	PROXY_MARK = 1337, /* of TPROXY's proxy and of ztunnel, 0x539 */
 	PORT_RETRIES = 2,
 };
 
@@ -66,6 +66,8 @@ static const struct {
 	{"any", "0.0.0.0", "::"},
 	{"guest", "10.250.0.2", "fd00:250::2"}, /* behind an interface of the pod, like a VM's */
 	{"gate", "10.250.0.1", "fd00:250::1"},	/* the pod's end of that interface */
+	/* Stands for kubelet where netfilter redirects: outside the pod. */
+	{"probe", "169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"},
 };
 
 struct ids {
@@ -74,7 +76,8 @@ struct ids {
 
 static const struct who {
 	const char *name;
-	enum { IN_POD, IN_WORLD, IN_GUEST } place;
+	/* BESIDE_POD: ztunnel, which works in the pod's network namespace and marks its sockets */
+	enum { IN_POD, BESIDE_POD, IN_WORLD, IN_KUBELET, IN_GUEST } place;
 	struct ids opens, connects;
 } identities[] = {
 	{"app", IN_POD, {1000, 1000}, {1000, 1000}},
@@ -87,7 +90,10 @@ static const struct who {
 	{"app-g2000", IN_POD, {1000, 2000}, {1000, 2000}},
 	{"proxy>app", IN_POD, {1337, 1337}, {1000, 1000}}, /* opened by the first, */
 	{"app>proxy", IN_POD, {1000, 1000}, {1337, 1337}}, /* connected by the second */
+	{"ztunnel", BESIDE_POD, {0, 1337}, {0, 1337}},
 	{"client", IN_WORLD, {1000, 1000}, {1000, 1000}},
+	{"kubelet", IN_KUBELET, {0, 0}, {0, 0}},
+	{"host", IN_WORLD, {0, 0}, {0, 0}}, /* the same user, but not in kubelet's cgroup */
 	{"guest", IN_GUEST, {1000, 1000}, {1000, 1000}},
 };
 
@@ -100,16 +106,16 @@ enum how {
 	FASTOPEN,    /* sendto with MSG_FASTOPEN instead of connect */
 	MPTCP,
 	RETRY,	     /* the socket was refused once, elsewhere, before */
-	TRANSPARENT, /* IP_TRANSPARENT and TPROXY's mark, as a proxy that keeps the client's address
-		      */
+	TRANSPARENT, /* IP_TRANSPARENT and the mark, as a proxy that keeps the client's address */
+	FOREIGN,     /* IP_TRANSPARENT without the mark */
 	UDP,	     /* sendto on an unconnected socket */
 	UDP_CONNECTED,
 	UDP_MANY, /* one socket asks the next two resolvers too, before it reads (musl's resolver)
 		   */
 };
-static const char *const how_names[] = {"tcp",	       "nonblock", "device", "uring",
-					"uring-async", "fastopen", "mptcp",  "retry",
-					"transparent", "udp",	   "udpc",   "udp-many"};
+static const char *const how_names[] = {
+	"tcp",	 "nonblock",	"device",  "uring", "uring-async", "fastopen", "mptcp",
+	"retry", "transparent", "foreign", "udp",   "udpc",	   "udp-many"};
 
 /* ---- one row -----------------------------------------------------------------------------------
  */
@@ -125,7 +131,7 @@ struct deviation {
 
 static struct {
 	const char *file, *pod, *engine, *pod_netns, *world_netns, *guest_netns;
-	const char *cgroup, *pod_userns, *only;
+	const char *cgroup, *kubelet_cgroup, *pod_userns, *only;
 	int settle_ms;
 	struct row rows[ROWS_MAX];
 	int n_rows;
@@ -284,25 +290,48 @@ static void enter(const char *file, int type)
 	close(fd);
 }
 
-static void enter_place(const struct who *who)
+static void join_cgroup(const char *dir)
 {
 	char path[4096];
 	int fd;
 
-	if (who->place != IN_POD) {
-		enter(who->place == IN_WORLD ? test.world_netns : test.guest_netns, CLONE_NEWNET);
+	if (!dir)
 		return;
+	snprintf(path, sizeof(path), "%s/cgroup.procs", dir);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, "0", 1) < 0)
+		err(2, "join %s", path);
+	close(fd);
+}
+
+static void enter_place(const struct who *who)
+{
+	switch (who->place) {
+	case IN_GUEST:
+		enter(test.guest_netns, CLONE_NEWNET);
+		break;
+	case IN_KUBELET:
+		if (!test.kubelet_cgroup)
+			errx(2, "%s: kubelet needs --kubelet-cgroup", test.file);
+		join_cgroup(test.kubelet_cgroup);
+		enter(test.world_netns, CLONE_NEWNET);
+		break;
+	case IN_WORLD:
+		enter(test.world_netns, CLONE_NEWNET);
+		break;
+	case IN_POD:
+	case BESIDE_POD:
+		join_cgroup(test.cgroup);
+		if (test.pod_userns && who->place == IN_POD)
+			enter(test.pod_userns, CLONE_NEWUSER);
+		enter(test.pod_netns, CLONE_NEWNET);
+		break;
 	}
-	if (test.cgroup) {
-		snprintf(path, sizeof(path), "%s/cgroup.procs", test.cgroup);
-		fd = open(path, O_WRONLY | O_CLOEXEC);
-		if (fd < 0 || write(fd, "0", 1) < 0)
-			err(2, "join %s", path);
-		close(fd);
-	}
-	if (test.pod_userns)
-		enter(test.pod_userns, CLONE_NEWUSER);
-	enter(test.pod_netns, CLONE_NEWNET);
+}
+
+static bool needs_net_admin(const struct attempt *a)
+{
+	return a->how == TRANSPARENT || a->how == FOREIGN || a->who->place == BESIDE_POD;
 }
 
 static bool is_udp(enum how how)
@@ -315,9 +344,13 @@ static int open_socket(const struct attempt *a)
 	int fd = socket(a->dial.any.sa_family,
 			(is_udp(a->how) ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC,
 			a->how == MPTCP ? IPPROTO_MPTCP : 0);
+	int mark = PROXY_MARK;
 
 	if (fd < 0 && a->how != MPTCP)
 		err(2, "socket");
+	if (a->who->place == BESIDE_POD &&
+	    setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) < 0)
+		err(2, "SO_MARK");
 	return fd;
 }
 
@@ -344,7 +377,7 @@ static int open_socket_elsewhere(const struct attempt *a)
 		err(2, "socketpair");
 	if (!fork()) {
 		alarm(CLIENT_S);
-		identity_become(a->who->opens.uid, a->who->opens.gid, a->how == TRANSPARENT);
+		identity_become(a->who->opens.uid, a->who->opens.gid, needs_net_admin(a));
 		fd = open_socket(a);
 		c = CMSG_FIRSTHDR(&msg);
 		c->cmsg_level = SOL_SOCKET;
@@ -527,10 +560,10 @@ static void ask_udp(int fd, const struct attempt *a, struct outcome *seen)
 
 static int make_transparent(int fd, const struct attempt *a)
 {
-	int on = 1, mark = TPROXY_MARK;
+	int on = 1, mark = PROXY_MARK;
 	bool v6 = a->dial.any.sa_family == AF_INET6;
 
-	if (setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) < 0)
+	if (a->how == TRANSPARENT && setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) < 0)
 		return -1;
 	return setsockopt(fd, v6 ? SOL_IPV6 : SOL_IP, v6 ? IPV6_TRANSPARENT : IP_TRANSPARENT, &on,
 			  sizeof(on));
@@ -546,9 +579,9 @@ static void be_the_client(const struct attempt *a, struct outcome *seen)
 	enter_place(a->who);
 	if (memcmp(&a->who->opens, &a->who->connects, sizeof(struct ids)) != 0) {
 		fd = open_socket_elsewhere(a);
-		identity_become(a->who->connects.uid, a->who->connects.gid, a->how == TRANSPARENT);
+		identity_become(a->who->connects.uid, a->who->connects.gid, needs_net_admin(a));
 	} else {
-		identity_become(a->who->connects.uid, a->who->connects.gid, a->how == TRANSPARENT);
+		identity_become(a->who->connects.uid, a->who->connects.gid, needs_net_admin(a));
 		fd = open_socket(a);
 	}
 	if (fd < 0) {
@@ -562,7 +595,7 @@ static void be_the_client(const struct attempt *a, struct outcome *seen)
 		failed(seen, "bind to device", errno);
 		return;
 	}
-	if (a->how == TRANSPARENT && make_transparent(fd, a) < 0) {
+	if ((a->how == TRANSPARENT || a->how == FOREIGN) && make_transparent(fd, a) < 0) {
 		failed(seen, "make transparent", errno);
 		return;
 	}
@@ -971,6 +1004,7 @@ static void parse_options(int argc, char **argv)
 		{"--world-netns", &test.world_netns},
 		{"--guest-netns", &test.guest_netns},
 		{"--cgroup", &test.cgroup},
+		{"--kubelet-cgroup", &test.kubelet_cgroup},
 		{"--pod-userns", &test.pod_userns},
 		{"--only", &test.only},
 	};

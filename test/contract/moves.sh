@@ -10,9 +10,21 @@ moves_hold() { # NAME GENERATION
 		"$EXT4:80" "$EXT6:80" 10.99.0.2:443 &&
 		hold_up "$1-in-$2" hold_from_world "$1" --idle 6 --busy 6 --original --label inbound \
 			"$POD4:8080" "$POD6:8080" &&
+		moves_hold_self "$1" "$2"
+}
+
+# The proxy's own way to its pod; ztunnel's is a client's address and no proxy in between.
+moves_hold_self() { # NAME GENERATION
+	if is_ambient; then
+		hold_up "$1-self-$2" as_ztunnel "$1" "$PROGRAMS/hold" "${FOR_CLIENTS[@]}" --idle 4 --busy 4 \
+			--label app-echo "$POD4:7000" "$POD6:7000"
+	else
 		hold_up "$1-self-$2" hold_as_proxy "$1" --idle 2 --busy 2 --original --label inbound \
 			"$POD4:8080" "$POD6:8080"
+	fi
 }
+
+FOR_CLIENTS=(--mark 0x539 --source 10.99.1.1:0 --source '[fd00:99:1::1]:0')
 
 hold_as_proxy() { # NAME HOLD-ARGUMENT...
 	as_pod "$1" 1337 1337 "$PROGRAMS/hold" "${@:2}"
@@ -33,8 +45,13 @@ moves_flood_up() { # NAME
 	moves_flood in in_world "$1" "$PROGRAMS/flood" --label inbound --count 20 --concurrency 2 \
 		"$POD4:8080" "$POD6:8080" "$POD4:9090" &
 	moves_flooding+=($!)
-	moves_flood self as_pod "$1" 1337 1337 "$PROGRAMS/flood" --label inbound --count 20 \
-		--concurrency 2 "$POD4:8080" "$POD6:8080" &
+	if is_ambient; then
+		moves_flood self as_ztunnel "$1" "$PROGRAMS/flood" "${FOR_CLIENTS[@]}" --any-original \
+			--label app-echo --count 20 --concurrency 2 "$POD4:7000" "$POD6:7000" &
+	else
+		moves_flood self as_pod "$1" 1337 1337 "$PROGRAMS/flood" --label inbound --count 20 \
+			--concurrency 2 "$POD4:8080" "$POD6:8080" &
+	fi
 	moves_flooding+=($!)
 	moves_flood_goes_on
 }
@@ -83,9 +100,11 @@ has_moved() { # NAME ENGINE
 
 # The matrix's rows that are the same with every engine, again and again until "moving" is gone. Each
 # pass ends with a line of its own.
-moves_rows() { # NAME
+moves_rows() { # NAME, and `setting`
+	local rows=moving
+	! is_ambient || rows=ambient-moving
 	while [ -e "$work/moving" ]; do
-		"$PROGRAMS/matrix" --file "$MATRIX" --pod moving --engine any --pod-netns "/run/netns/$1" \
+		"$PROGRAMS/matrix" --file "$MATRIX" --pod $rows --engine any --pod-netns "/run/netns/$1" \
 			--world-netns "/run/netns/$1-w" --cgroup "${pod_cgroup[$1]}"
 		echo pass
 	done >>"$work/moves-rows" 2>&1
@@ -132,12 +151,19 @@ moves_once() { # NAME FROM TO
 	expect_rows "$1" "$2 to $3" $((line + 1))
 }
 
-moves_up() { # NAME; an agent that begins with eBPF, and a pod that is at work
+moves_proxy() { # NAME, and `setting`
+	local shape=${setting[listeners]:-separate}
+	outbound_proxy "$1" "$shape" --echo --workers 2 && inbound_proxy "$1" "$shape" --echo --workers 2 &&
+		dns_proxy "$1" || return
+	! is_ambient || { tunnel_proxy "$1" "$shape" && echo_servers "$1"; }
+}
+
+# An agent that begins with eBPF, and a pod that is at work.
+moves_up() { # NAME [SETTING=VALUE...]
 	agent_mode[$1]=ebpf
-	own_agent "$1" --reconcile-seconds 1 && fresh "$1" "$1" dns=on || return
+	own_agent "$1" --reconcile-seconds 1 && fresh "$1" "$1" dns=on "${@:2}" || return
 	forget_soon "$1"
-	outbound_proxy "$1" separate --echo --workers 2 && inbound_proxy "$1" separate --echo --workers 2 &&
-		dns_proxy "$1" && moves_flood_up "$1" && moves_hold "$1" 0
+	moves_proxy "$1" && moves_flood_up "$1" && moves_hold "$1" 0
 	result $? "$1: connections stay open, others come and go"
 	moves_rows_up "$1"
 }
@@ -146,24 +172,34 @@ moves_up() { # NAME; an agent that begins with eBPF, and a pod that is at work
 MOVES=(nftables iptables ebpf iptables nftables ebpf)
 
 scenario_moves() {
-	local name=moves from=ebpf to generation=0
 	only_for ebpf || return
-	moves_up $name || return
+	moves_through_all moves
+}
+
+scenario_ambient_moves() {
+	only_for ebpf || return
+	moves_through_all ambient-moves ambient=yes listeners=dual
+}
+
+moves_through_all() { # NAME [SETTING=VALUE...]
+	local name=$1 from=ebpf to generation=0
+	moves_up "$@" || return
 	for to in "${MOVES[@]}"; do
-		moves_once $name "$from" "$to"
-		moves_hold $name $((generation + 1))
+		moves_once "$name" "$from" "$to"
+		moves_hold "$name" $((generation + 1))
 		result $? "$name: $from to $to: new connections stay open"
-		moves_release $name $generation "$from to $to"
-		wait_for 60 nothing_left $name "$from"
-		expect_nothing_left $name "$from to $to, when the last connection from before it has ended" "$from"
-		expect "$name: $from to $to: nothing drains" '[]' pod_field $name '.draining // []'
-		expect "$name: $from to $to: as planned" '"ok":true' check_ok $name
+		moves_release "$name" $generation "$from to $to"
+		wait_for 60 nothing_left "$name" "$from"
+		expect_nothing_left "$name" "$from to $to, when the last connection from before it has ended" "$from"
+		expect "$name: $from to $to: nothing drains" '[]' pod_field "$name" '.draining // []'
+		expect "$name: $from to $to: as planned" '"ok":true' check_ok "$name"
 		from=$to generation=$((generation + 1))
 	done
-	expect "$name: a move is counted" 1 status_field $name .counters.moves
+	expect "$name: a move is counted" 1 status_field "$name" .counters.moves
 	moves_flood_down
-	moves_release $name $generation "at the end"
-	pod_down $name
+	moves_release "$name" $generation "at the end"
+	! is_ambient || expect "$name: its sysctls are eBPF's" "1 1 1" ambient_knobs "$name"
+	pod_down "$name"
 }
 
 moves_points() { # milliseconds from an agent's start on
@@ -176,30 +212,39 @@ moves_points() { # milliseconds from an agent's start on
 # An agent that is killed at any moment of a move leaves both engines, or one and what is left of the
 # other: whatever it is, every row is the same, and the next agent goes on from there.
 scenario_moves_killed() {
-	local name=moves-killed from=ebpf to ms line
 	only_for ebpf || return
-	moves_up $name || return
-	agent_kill $name
+	moves_all_killed moves-killed
+}
+
+scenario_ambient_moves_killed() {
+	only_for ebpf || return
+	moves_all_killed ambient-moves-killed ambient=yes listeners=dual
+}
+
+moves_all_killed() { # NAME [SETTING=VALUE...]
+	local name=$1 from=ebpf to ms line
+	moves_up "$@" || return
+	agent_kill "$name"
 	for to in "${MOVES[@]}"; do
 		line=$(wc -l <"$work/moves-rows")
 		agent_mode["$name"]=$to
 		for ms in $(moves_points); do
-			agent_start $name --reconcile-seconds 1
-			kill_during $name $((ms * 1000)) true
+			agent_start "$name" --reconcile-seconds 1
+			kill_during "$name" $((ms * 1000)) true
 		done
-		expect_rows $name "killed on the way from $from to $to" $((line + 1))
-		restarted $name --reconcile-seconds 1
-		wait_for 20 has_moved $name "$to"
+		expect_rows "$name" "killed on the way from $from to $to" $((line + 1))
+		restarted "$name" --reconcile-seconds 1
+		wait_for 20 has_moved "$name" "$to"
 		result $? "$name: $from to $to: the pod has moved after all"
-		hold_goes_on $name-out-0 && hold_goes_on $name-in-0
+		hold_goes_on "$name-out-0" && hold_goes_on "$name-in-0" && hold_goes_on "$name-self-0"
 		result $? "$name: $from to $to: connections from before it all go on"
 		from=$to
-		agent_kill $name
+		agent_kill "$name"
 	done
-	restarted $name
+	restarted "$name"
 	moves_flood_down
-	moves_release $name 0 "at the end"
-	pod_down $name
+	moves_release "$name" 0 "at the end"
+	pod_down "$name"
 }
 
 # Changes of mind: each agent is told another engine than the one that its predecessor had not done

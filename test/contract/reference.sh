@@ -192,9 +192,48 @@ reference_mangle() { # FAMILY, and the settings in `setting`
 	echo COMMIT
 }
 
-# What TPROXY's mark is for: packets with it are the namespace's own, whatever their destination.
+# The rules that Istio's agent writes into an ambient pod.
+reference_ambient() { # FAMILY, and the settings in `setting`
+	local lo=127.0.0.1/32 probe=169.254.7.127 name marked='-m mark --mark 0x539/0xfff'
+	local others='-m mark ! --mark 0x539/0xfff' answers='-m connmark --mark 0x111/0xfff'
+	[ "$1" = 4 ] || { lo=::1/128 probe=fd16:9254:7127:1337:ffff:ffff:ffff:ffff; }
+	echo '*mangle'
+	echo "-A PREROUTING $marked -j CONNMARK --set-xmark 0x111/0xfff"
+	echo "-A OUTPUT $answers -j CONNMARK --restore-mark"
+	echo COMMIT
+	echo '*nat'
+	for name in $(items_of "${setting[rerouteInterfaces]-}"); do
+		echo "-A PREROUTING -i $name -p tcp -j REDIRECT --to-ports 15001"
+		echo "-A PREROUTING -i $name -j RETURN"
+	done
+	if [ "${setting[ingress]:-no}" = no ]; then
+		echo "-A PREROUTING -s $probe -p tcp -j ACCEPT"
+		echo "-A PREROUTING ! -d $lo -p tcp ! --dport 15008 $others -j REDIRECT --to-ports 15006"
+	fi
+	echo "-A OUTPUT -d $probe -p tcp -j ACCEPT"
+	if [ "${setting[dns]:-${setting[agentDNS]:-on}}" = on ]; then
+		echo "-A OUTPUT ! -o lo -p udp --dport 53 $others -j REDIRECT --to-ports 15053"
+		echo "-A OUTPUT ! -d $lo -p tcp --dport 53 $others -j REDIRECT --to-ports 15053"
+	fi
+	echo "-A OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT"
+	echo "-A OUTPUT ! -d $lo -o lo -j ACCEPT"
+	echo "-A OUTPUT ! -d $lo -p tcp $others -j REDIRECT --to-ports 15001"
+	echo COMMIT
+	[ "${setting[dns]:-${setting[agentDNS]:-on}}" = on ] || return 0
+	echo '*raw'
+	echo "-A OUTPUT -p udp --dport 53 $marked -j CT --zone 1"
+	echo "-A PREROUTING -p udp --sport 53 $others -j CT --zone 1"
+	echo COMMIT
+}
+
+# What the marks are for: packets with them are the namespace's own, whatever their destination.
 reference_routes() { # NAME, and the settings in `setting`
 	local family
+	for family in -4 -6; do
+		is_ambient || break
+		ip -n "$1" $family rule add fwmark 0x111/0xfff pref 32764 lookup 100
+		ip -n "$1" $family route add local default dev lo table 100
+	done
 	is_tproxy || return 0
 	for family in -4 -6; do
 		ip -n "$1" $family rule add fwmark 1337 lookup 133
@@ -205,6 +244,10 @@ reference_routes() { # NAME, and the settings in `setting`
 # The whole input of iptables-restore (4) or ip6tables-restore (6).
 reference_rules() { # FAMILY, and the settings in `setting`
 	local item
+	if is_ambient; then
+		reference_ambient "$1"
+		return
+	fi
 	echo '*nat'
 	echo ':ISTIO_INBOUND - [0:0]'
 	reference_reroute "$1"

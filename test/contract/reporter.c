@@ -2,7 +2,7 @@
 /*
  * The server of the contract test: tells every client what it sees of the connection.
  *
- *   reporter [--echo] [--workers N] [--reuseport] [--transparent] LABEL
+ *   reporter [--echo] [--workers N] [--reuseport] [--transparent] [--mark N [--mark-late]] LABEL
  *            tcp:ADDR:PORT udp:ADDR:PORT dual:PORT ...
  *
  * A TCP client is sent one line and the end of the connection:
@@ -13,7 +13,8 @@
  * address, or "!" and the errno. A UDP client is sent the same line as a datagram from the address
  * it asked, without the odst fields. With --echo the TCP connection stays, and whatever comes back
  * after the line is echoed until the client ends. With --transparent the listeners have
- * IP_TRANSPARENT, as TPROXY needs them.
+ * IP_TRANSPARENT, as TPROXY needs them; with --mark they have that SO_MARK, as ztunnel's do, set
+ * before they are bound, or with --mark-late once they listen.
  *
  * The program returns once every socket listens; the server goes on in the background, and its
  * process id (the process group's, with several workers) is on standard output.
@@ -45,8 +46,8 @@ struct listener {
 
 static struct {
 	const char *label;
-	bool echo, reuseport, transparent;
-	int workers;
+	bool echo, reuseport, transparent, mark_late;
+	int workers, mark;
 	struct listener listeners[LISTENERS_MAX];
 	int n_listeners;
 	bool *is_connection; /* by descriptor */
@@ -78,6 +79,11 @@ static void make_transparent(int fd, int family)
 		set_option(fd, SOL_IPV6, IPV6_TRANSPARENT);
 }
 
+static void set_mark(int fd)
+{
+	must(setsockopt(fd, SOL_SOCKET, SO_MARK, &server.mark, sizeof(server.mark)), "SO_MARK");
+}
+
 static void open_listener(const char *spec)
 {
 	struct listener *l = &server.listeners[server.n_listeners++];
@@ -100,6 +106,8 @@ static void open_listener(const char *spec)
 		set_option(l->fd, SOL_SOCKET, SO_REUSEPORT);
 	if (server.transparent)
 		make_transparent(l->fd, at.any.sa_family);
+	if (server.mark && !server.mark_late)
+		set_mark(l->fd);
 	if (dual)
 		must(setsockopt(l->fd, SOL_IPV6, IPV6_V6ONLY, &off, sizeof(off)), "V6ONLY");
 	else if (at.any.sa_family == AF_INET6)
@@ -112,6 +120,8 @@ static void open_listener(const char *spec)
 		err(1, "bind %s", spec);
 	if (!l->udp)
 		must(listen(l->fd, BACKLOG), "listen");
+	if (server.mark && server.mark_late)
+		set_mark(l->fd);
 }
 
 /* Asks with exactly the sockaddr's size, then with Envoy's 128 bytes: the answers must agree. */
@@ -328,15 +338,18 @@ int main(int argc, char **argv)
 			server.reuseport = true;
 		else if (!strcmp(argv[i], "--transparent"))
 			server.transparent = true;
+		else if (!strcmp(argv[i], "--mark-late"))
+			server.mark_late = true;
 		else if (!strcmp(argv[i], "--workers") && i + 1 < argc)
 			server.workers = atoi(argv[++i]);
+		else if (!strcmp(argv[i], "--mark") && i + 1 < argc)
+			server.mark = (int)strtol(argv[++i], NULL, 0);
 		else
 			errx(2, "unknown option %s", argv[i]);
 	}
 	if (argc - i < 2)
-		errx(2,
-		     "usage: reporter [--echo] [--workers N] [--reuseport] [--transparent] LABEL "
-		     "SPEC...");
+		errx(2, "usage: reporter [--echo] [--workers N] [--reuseport] [--transparent] "
+			"[--mark N [--mark-late]] LABEL SPEC...");
 	server.label = argv[i++];
 	raise_fd_limit();
 	for (; i < argc; i++)

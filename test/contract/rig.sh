@@ -35,6 +35,7 @@ rig_up() {
 	cgroup2=$(awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $(i + 1) == "cgroup2") { print $5; exit } }' \
 		/proc/self/mountinfo)
 	cgroup_base=$cgroup2/sockmesh-test-$$
+	kubelet_cgroup=$cgroup_base/kubelet # of the process that stands for kubelet
 }
 
 rig_down() {
@@ -96,19 +97,34 @@ agent_start() { # NAME [OPTION...]
 		--bpffs-dir "${agent_bpffs[$name]:-$work/bpf-$name}" \
 		--cgroup-root "${agent_cgroup_root[$name]:-$cgroup_base/$name}" --kubernetes off \
 		--mode "$mode" --iptables "$IPTABLES" --accelerate off \
+		--kubelet-cgroup "$kubelet_cgroup" --ztunnel-socket "$work/zds-$name.sock" \
 		"${@:2}" >"$work/agent-$name.log" 2>&1 &
 	agents[$!]=$name
 	agent_pid[$name]=$!
+	zds_start "$name"
+}
+
+# What ztunnel says to this agent, now and to the ones after it. The listeners are the pods' own.
+zds_start() { # NAME
+	[ -z "${zds_pid[$1]:-}" ] || return 0
+	"$PROGRAMS/zds_ack" --again "$work/zds-$1.sock" >/dev/null 2>&1 &
+	zds_pid[$1]=$!
+	background[$!]=zds
+}
+
+zds_is_ready() { # NAME
+	"$PROGRAMS/enrol" "$work/run-$1" status | grep -q '"ready":1'
 }
 
 agent_up() { # NAME [OPTION...]; returns when it answers
 	agent_start "$@" || return
-	wait_for 10 "$PROGRAMS/enrol" "$work/run-$1" status || {
+	wait_for 10 zds_is_ready "$1" || {
 		sed 's/^/# agent: /' "$work/agent-$1.log"
 		return 1
 	}
 }
 declare -A agent_pid
+declare -A zds_pid
 declare -A agent_pods        # NAME: where its pods' processes run, if not in its cgroup's child "pods"
 declare -A agent_mode        # NAME: --mode, if it is not the engine that is tested
 declare -A agent_through     # NAME: the command that runs it (denied, with its options)
@@ -117,6 +133,7 @@ declare -A agent_cgroup_root # NAME: --cgroup-root, if it is not its own cgroup
 
 agent_cgroup() { # NAME
 	[ -d "$cgroup_base" ] || make_cgroup "$cgroup_base"
+	[ -d "$kubelet_cgroup" ] || make_cgroup "$kubelet_cgroup"
 	make_cgroup "$cgroup_base/$1" && make_cgroup "$cgroup_base/$1/pods"
 }
 
@@ -158,8 +175,18 @@ as_pod() { # NAME UID GID COMMAND...
 		--uid "$uid" --gid "$gid" --net-admin "${net_admin:-no}" "$@"
 }
 
+# ztunnel: a process of the node, in the pod's network namespace.
+as_ztunnel() { # NAME COMMAND...
+	"$PROGRAMS/as" --cgroup "${pod_cgroup[$1]}" --netns "/run/netns/$1" --uid 0 --gid 1337 \
+		--net-admin yes "${@:2}"
+}
+
 in_world() { # NAME COMMAND...
 	inside "$1-w" "${@:2}"
+}
+
+as_kubelet() { # NAME COMMAND...
+	"$PROGRAMS/as" --cgroup "$kubelet_cgroup" --netns "/run/netns/$1-w" "${@:2}"
 }
 
 make_namespaces() { # NAME [SHIFT]
@@ -190,6 +217,8 @@ pod_up() { # NAME [AGENT [SHIFT]]
 		address add fd00:10::1/64 dev w0 nodad
 		$(printf 'address add %s dev lo\n' 10.99.0.{1,2,53,54,55}/32 10.99.1.1/32)
 		$(printf 'address add %s dev lo nodad\n' fd00:99::{1,2,53,54,55}/128 fd00:99:1::1/128)
+		address add 169.254.7.127/32 dev lo
+		address add fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128 dev lo nodad
 	BATCH
 	ip -n "$name" -batch - <<-BATCH
 		link set lo up
@@ -290,17 +319,28 @@ world_servers() { # NAME
 		$(on_ports udp '0.0.0.0 [::]' '53 80')
 }
 
-app_servers() { # NAME
+app_servers() { # NAME, and `setting`
+	local ports='53 8080 9090 15008 15020 15021 15090'
+	! is_ambient || ports=${ports/15008/} # that one is ztunnel's
 	# shellcheck disable=SC2046
 	start_servers "$1" app as_pod "$1" 1000 1000 "$PROGRAMS/reporter" app \
-		$(on_ports tcp '0.0.0.0 [::]' '53 8080 9090 15008 15020 15021 15090') \
-		$(on_ports udp '0.0.0.0 [::]' '53 8080')
+		$(on_ports tcp '0.0.0.0 [::]' "$ports") $(on_ports udp '0.0.0.0 [::]' '53 8080')
+}
+
+# The proxy: by its user, or if the pod is ambient, ztunnel: by its mark.
+proxy_servers() { # NAME KIND [REPORTER-OPTION...] LABEL SPEC..., and `setting`
+	local who=(as_pod "$1" 1337 1337) mark=()
+	if is_ambient; then
+		who=(as_ztunnel "$1")
+		mark=(--mark 0x539)
+		[ "${setting[lateMark]:-no}" = no ] || mark+=(--mark-late)
+	fi
+	start_servers "$1" "$2" "${who[@]}" "$PROGRAMS/reporter" "${mark[@]}" "${@:3}"
 }
 
 outbound_proxy() { # NAME SHAPE [OPTION...]
 	# shellcheck disable=SC2046
-	start_servers "$1" outbound as_pod "$1" 1337 1337 "$PROGRAMS/reporter" "${@:3}" outbound \
-		$(proxy_at 15001 "$2")
+	proxy_servers "$1" outbound "${@:3}" outbound $(proxy_at 15001 "$2")
 }
 
 inbound_proxy() { # NAME SHAPE [OPTION...]
@@ -311,19 +351,24 @@ inbound_proxy() { # NAME SHAPE [OPTION...]
 		net_admin=yes
 	}
 	# shellcheck disable=SC2046
-	start_servers "$1" inbound as_pod "$1" 1337 1337 "$PROGRAMS/reporter" "${@:3}" inbound \
-		$(proxy_at 15006 "$2")
+	proxy_servers "$1" inbound "${@:3}" inbound $(proxy_at 15006 "$2")
 }
 
 dns_proxy() { # NAME
 	# shellcheck disable=SC2046
-	start_servers "$1" dns as_pod "$1" 1337 1337 "$PROGRAMS/reporter" dns \
-		$(on_ports tcp '127.0.0.1 [::1]' 15053) $(on_ports udp '127.0.0.1 [::1]' 15053)
+	proxy_servers "$1" dns dns $(on_ports tcp '127.0.0.1 [::1]' 15053) \
+		$(on_ports udp '127.0.0.1 [::1]' 15053)
+}
+
+tunnel_proxy() { # NAME SHAPE
+	# shellcheck disable=SC2046
+	proxy_servers "$1" tunnel tunnel $(proxy_at 15008 "$2")
 }
 
 servers_up() { # NAME SHAPE
 	world_servers "$1" && app_servers "$1" && outbound_proxy "$1" "$2" &&
-		inbound_proxy "$1" "$2" && dns_proxy "$1"
+		inbound_proxy "$1" "$2" && dns_proxy "$1" || return
+	! is_ambient || tunnel_proxy "$1" "$2"
 }
 
 # ---- enrolment ---------------------------------------------------------------------------------
@@ -347,9 +392,29 @@ enrolled() { # NAME
 	[ -e "$work/enrolled-$1" ]
 }
 
+is_ambient() { # by `setting`
+	[ "${setting[ambient]:-no}" != no ]
+}
+
+ambient_annotations() { # by `setting`
+	local key value
+	for key in "${!setting[@]}"; do
+		value=${setting[$key]}
+		case $key in
+		ambient) echo sockmesh.io/redirection=ambient ;;
+		dns) [ "$value" = on ] && echo ambient.istio.io/dns-capture=true ||
+			echo ambient.istio.io/dns-capture=false ;;
+		ingress) echo ambient.istio.io/bypass-inbound-capture=true ;;
+		rerouteInterfaces) echo "istio.io/reroute-virtual-interfaces=$value" ;;
+		esac
+	done
+}
+
 enrol_in_agent() { # NAME, and `setting`
 	local key value annotations=(sockmesh.io/redirection=sidecar)
+	! is_ambient || mapfile -t annotations <<<"$(ambient_annotations)"
 	for key in "${!setting[@]}"; do
+		! is_ambient || break
 		value=${setting[$key]}
 		case $key in
 		dns) [ "$value" = off ] || annotations+=(sockmesh.io/dns-capture=true) ;;
@@ -380,7 +445,7 @@ enrol_by_rules() { # NAME, and `setting`
 			return 1
 		}
 	done
-	ip -n "$1" address add ::6/128 dev lo nodad
+	is_ambient || ip -n "$1" address add ::6/128 dev lo nodad
 	reference_routes "$1"
 }
 

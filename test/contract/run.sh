@@ -29,6 +29,8 @@ ENGINES=${ENGINE:-ebpf nftables iptables}
 . test/contract/engines.sh
 # shellcheck source=test/contract/moves.sh
 . test/contract/moves.sh
+# shellcheck source=test/contract/ambient.sh
+. test/contract/ambient.sh
 
 # shellcheck source=test/contract/tls.sh
 . test/contract/tls.sh
@@ -66,7 +68,8 @@ matrix_pod_up() { # NAME AGENT
 
 matrix_rows() { # NAME [ENGINE]
 	local arguments=(--file "$MATRIX" --pod "$1" --engine "${2:-$ENGINE}"
-		--pod-netns "/run/netns/$1" --world-netns "/run/netns/$1-w" --cgroup "${pod_cgroup[$1]}")
+		--pod-netns "/run/netns/$1" --world-netns "/run/netns/$1-w" --cgroup "${pod_cgroup[$1]}"
+		--kubelet-cgroup "$kubelet_cgroup")
 	[ "${setting[guest]:-no}" = no ] || arguments+=(--guest-netns "/run/netns/$1-g")
 	[ -z "${setting[userns]:-}" ] || arguments+=(--pod-userns "/run/netns/$1.user")
 	[ -z "${setting[settle-ms]:-}" ] || arguments+=(--settle-ms "${setting[settle-ms]}")
@@ -127,6 +130,7 @@ matrix_agent() { # NAME
 	[ -z "${setting[ownerGroups]:-}" ] || options+=(--owner-groups "${setting[ownerGroups]}")
 	[ -z "${setting[ownerGroupsExclude]:-}" ] ||
 		options+=(--owner-groups-exclude "${setting[ownerGroupsExclude]}")
+	[ -z "${setting[agentDNS]:-}" ] || options+=(--ambient-dns-capture "${setting[agentDNS]}")
 	matrix_agent_is=main
 	[ "$ENGINE" != reference ] && [ ${#options[@]} -gt 0 ] || return 0
 	matrix_agent_is=$1

@@ -72,13 +72,17 @@ TEST(translated_and_marked_flows_are_counted_and_no_others)
 
 	if (netns_new(&fd, &err))
 		return TEST_SKIP;
-	CHECK_EQ(conntrack_count_captured(fd, MARK, &n, &err), 0);
+	CHECK_EQ(conntrack_count_captured(fd, MARK, UINT32_MAX, &n, &err), 0);
 	CHECK_EQ(n, 0);
 	CHECK_EQ(netns_run(fd, prepare, NULL, &err), 0);
 	CHECK_EQ(netns_run(fd, open_flows, NULL, &err), 0);
-	CHECK_EQ(conntrack_count_captured(fd, 0, &n, &err), 0);
+	CHECK_EQ(conntrack_count_captured(fd, 0, 0, &n, &err), 0);
 	CHECK_EQ(n, 4);
-	CHECK_EQ(conntrack_count_captured(fd, MARK, &n, &err), 0);
+	CHECK_EQ(conntrack_count_captured(fd, MARK, UINT32_MAX, &n, &err), 0);
+	CHECK_EQ(n, 5);
+	CHECK_EQ(conntrack_count_captured(fd, MARK & 0xf, 0xf, &n, &err), 0);
+	CHECK_EQ(n, 5);
+	CHECK_EQ(conntrack_count_captured(fd, 2, 0x2, &n, &err), 0);
 	CHECK_EQ(n, 5);
 	close(fd);
 	return TEST_OK;
@@ -104,7 +108,7 @@ TEST(more_flows_than_one_message_holds_are_all_counted)
 		return TEST_SKIP;
 	CHECK_EQ(netns_run(fd, prepare, NULL, &err), 0);
 	CHECK_EQ(netns_run(fd, open_many, &flows, &err), 0);
-	CHECK_EQ(conntrack_count_captured(fd, 0, &n, &err), 0);
+	CHECK_EQ(conntrack_count_captured(fd, 0, 0, &n, &err), 0);
 	/* Two sockets in a row may have had the same port, which is the same flow. */
 	CHECK(n > 1400 && n <= 1500);
 	close(fd);
@@ -116,7 +120,7 @@ TEST(what_is_no_namespace_is_refused)
 	struct error err = {0};
 	size_t n = 99;
 
-	CHECK_EQ(conntrack_count_captured(-1, 0, &n, &err), -EBADF);
+	CHECK_EQ(conntrack_count_captured(-1, 0, 0, &n, &err), -EBADF);
 	CHECK_EQ(n, 99);
 	return TEST_OK;
 }

@@ -163,6 +163,40 @@ TEST(an_empty_list_of_captured_groups_captures_nobody)
 	return TEST_OK;
 }
 
+TEST(an_ambient_pod_is_known_by_marks_and_has_no_sets)
+{
+	struct redirect_settings settings = {.ambient = true,
+					     .outbound_port = 15001,
+					     .inbound_port = 15006,
+					     .dns_port = 15053,
+					     .tunnel_port = 15008,
+					     .dns_capture = true,
+					     .capture_ipv6 = true,
+					     .outbound_include_all = true,
+					     .inbound_include_all = true,
+					     .loopback4 = prefix("127.0.0.1/32")};
+	struct redirect_plan *plan = NULL;
+	struct ebpf_policy policy = {0};
+	struct pod_config cfg = {0};
+	struct error err = {0};
+	bool by_mark = false;
+
+	CHECK_EQ(redirect_plan_build(&settings, &plan, &err), 0);
+	CHECK_EQ(ebpf_policy_build(plan, 7, &policy, &err), 0);
+	CHECK_EQ(policy.n_ids + policy.n_ports + policy.n_prefixes, 0);
+	CHECK_EQ(ebpf_pod_config_build(plan, 7, NULL, 0, &cfg, &err), 0);
+	CHECK(cfg.flags & POD_IS_AMBIENT);
+	CHECK(!(cfg.flags & (POD_CHANGES | POD_ACTIVE)));
+	for (__u32 i = 0; i < cfg.n_outbound; i++) {
+		by_mark |= cfg.outbound[i].all_of & FACT_MARK_PROXY && !cfg.outbound[i].redirect;
+		CHECK(!(cfg.outbound[i].all_of & (FACT_UID_PROXY | FACT_GID_PROXY)));
+	}
+	CHECK(by_mark);
+	ebpf_policy_done(&policy);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
 TEST(too_many_rules_are_refused)
 {
 	struct redirect_plan plan = {.loopback4 = prefix("127.0.0.1/32")};

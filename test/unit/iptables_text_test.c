@@ -202,6 +202,48 @@ TEST(verdicts_and_states)
 	return TEST_OK;
 }
 
+TEST(marks_of_some_bits)
+{
+	const struct nf_match mark = {.type = NF_MATCH_MARK, .value = 0x539, .mask = 0xfff};
+	struct nf_rule r = rule(NF_MANGLE_PREROUTING, NF_SET_CONNECTION_MARK, 0x111);
+
+	r.mask = 0xfff;
+	match(&r, mark);
+	CHECK_STR(lines_of(&r, false),
+		  "-m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff\n");
+	match(&r, (struct nf_match){.type = NF_MATCH_FROM_OPENER});
+	CHECK_STR(lines_of(&r, false), "-m mark --mark 0x539/0xfff -m conntrack --ctdir ORIGINAL "
+				       "-j CONNMARK --set-xmark 0x111/0xfff\n");
+	r = rule(NF_MANGLE_OUTPUT, NF_SET_MARK, 0x111);
+	r.mask = 0xfff;
+	match(&r,
+	      (struct nf_match){.type = NF_MATCH_CONNECTION_MARK, .value = 0x111, .mask = 0xfff});
+	CHECK_STR(lines_of(&r, true),
+		  "-m connmark --mark 0x111/0xfff -j MARK --set-xmark 0x111/0xfff\n");
+	r = rule(NF_NAT_OUTPUT, NF_RETURN, 0);
+	match(&r, mark);
+	r.matches[0].negated = true;
+	CHECK_STR(lines_of(&r, true), "-m mark ! --mark 0x539/0xfff -j RETURN\n");
+	return TEST_OK;
+}
+
+TEST(other_chains_are_forgotten)
+{
+	struct iptables_set set = {0};
+	struct error err = {0};
+
+	CHECK(!iptables_text_parse("*nat\n-A POSTROUTING -j SOCKMESH_A\n-A SOCKMESH_A -j RETURN\n"
+				   "-A POSTROUTING -j SOCKMESH_B\n-A SOCKMESH_B -j RETURN\n",
+				   &set, &err));
+	CHECK_EQ(set.n, 2);
+	iptables_set_keep(&set, "SOCKMESH_B");
+	CHECK_EQ(set.n, 1);
+	CHECK_STR(set.chains[0].name, "SOCKMESH_B");
+	CHECK_EQ(set.chains[0].n_rules, 1);
+	iptables_set_done(&set);
+	return TEST_OK;
+}
+
 TEST(a_rule_longer_than_the_limit_is_an_error)
 {
 	uint32_t ids[2000];

@@ -76,8 +76,8 @@ TEST(rules_and_routes_come_once_and_go)
 	if (!new_pod(&fd))
 		return TEST_SKIP;
 	for (int i = 0; i < 2; i++) {
-		CHECK_EQ(netfilter_routes_set(fd, true, true, &err), 0);
-		CHECK_EQ(netfilter_routes_verify(fd, true, &err), 0);
+		CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, true, &err), 0);
+		CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, true, &err), 0);
 		CHECK_EQ(lines(fd, RULES_4), 1);
 		CHECK_EQ(lines(fd, RULES_6), 1);
 		CHECK_EQ(lines(fd, ROUTES_4), 1);
@@ -87,10 +87,41 @@ TEST(rules_and_routes_come_once_and_go)
 	CHECK_EQ(lines(fd, "ip -4 route get 192.0.2.1 mark 1337 | grep ^local"), 1);
 	CHECK_EQ(lines(fd, "ip -6 route get 2001:db8::1 mark 1337 | grep ^local"), 1);
 	for (int i = 0; i < 2; i++) {
-		CHECK_EQ(netfilter_routes_set(fd, false, true, &err), 0);
+		CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, false, true, &err), 0);
 		CHECK_EQ(lines(fd, "ip -4 rule; ip -6 rule"), 3 + 2);
 		CHECK_EQ(lines(fd, ROUTES_4) + lines(fd, ROUTES_6), 0);
 	}
+	close(fd);
+	return TEST_OK;
+}
+
+TEST(those_of_ambient_are_as_istios_and_independent_of_tproxys)
+{
+	struct error err = {0};
+	int fd = -1;
+
+	if (!new_pod(&fd))
+		return TEST_SKIP;
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, true, &err), 0);
+	CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_AMBIENT, true, &err), -ENODEV);
+	CHECK_STR(err.text, "the IPv4 routing rule of mark 273 is missing");
+	for (int i = 0; i < 2; i++) {
+		CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_AMBIENT, true, true, &err), 0);
+		CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_AMBIENT, true, &err), 0);
+		CHECK_EQ(lines(fd, "ip -4 rule | grep '^32764:.*fwmark 0x111/0xfff lookup 100'"),
+			 1);
+		CHECK_EQ(lines(fd, "ip -6 rule | grep '^32764:.*fwmark 0x111/0xfff lookup 100'"),
+			 1);
+		CHECK_EQ(lines(fd, "ip -4 route show table 100 | grep 'local default dev lo'"), 1);
+		CHECK_EQ(lines(fd, "ip -6 route show table 100 | grep 'local default dev lo'"), 1);
+	}
+	CHECK_EQ(lines(fd, "ip -4 route get 192.0.2.1 mark 0xabc111 | grep ^local"), 1);
+	CHECK_EQ(lines(fd, "ip -6 route get 2001:db8::1 mark 0x111 | grep ^local"), 1);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_AMBIENT, false, true, &err), 0);
+	CHECK_EQ(lines(fd, "ip -4 rule; ip -6 rule"), 4 + 3);
+	CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, true, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_NONE, true, true, &err), 0);
+	CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_NONE, true, &err), 0);
 	close(fd);
 	return TEST_OK;
 }
@@ -102,11 +133,11 @@ TEST(without_ipv6_only_ipv4_is_touched)
 
 	if (!new_pod(&fd))
 		return TEST_SKIP;
-	CHECK_EQ(netfilter_routes_set(fd, true, false, &err), 0);
-	CHECK_EQ(netfilter_routes_verify(fd, false, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, false, &err), 0);
+	CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, false, &err), 0);
 	CHECK_EQ(lines(fd, RULES_4), 1);
 	CHECK_EQ(lines(fd, RULES_6) + lines(fd, ROUTES_6), 0);
-	CHECK_EQ(netfilter_routes_verify(fd, true, &err), -ENODEV);
+	CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, true, &err), -ENODEV);
 	CHECK_STR(err.text, "the IPv6 routing rule of mark 1337 is missing");
 	close(fd);
 	return TEST_OK;
@@ -123,13 +154,13 @@ TEST(those_of_istio_are_found_and_not_doubled)
 		     "ip route add local default dev lo table 133 &&"
 		     "ip -6 rule add fwmark 1337 lookup 133 &&"
 		     "ip -6 route add local default dev lo table 133"));
-	CHECK_EQ(netfilter_routes_verify(fd, true, &err), 0);
-	CHECK_EQ(netfilter_routes_set(fd, true, true, &err), 0);
+	CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, true, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, true, &err), 0);
 	CHECK_EQ(lines(fd, RULES_4), 1);
 	CHECK_EQ(lines(fd, RULES_6), 1);
 	CHECK(in(fd, "ip rule add fwmark 1337 lookup 133")); /* as a second run of Istio's does */
 	CHECK_EQ(lines(fd, RULES_4), 2);
-	CHECK_EQ(netfilter_routes_set(fd, false, true, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, false, true, &err), 0);
 	CHECK_EQ(lines(fd, "ip -4 rule; ip -6 rule"), 3 + 2);
 	CHECK_EQ(lines(fd, ROUTES_4) + lines(fd, ROUTES_6), 0);
 	close(fd);
@@ -153,9 +184,9 @@ TEST(what_is_missing_is_named)
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct error err = {0};
 
-		CHECK_EQ(netfilter_routes_set(fd, true, true, &err), 0);
+		CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, true, &err), 0);
 		CHECK(in(fd, cases[i].command));
-		CHECK_EQ(netfilter_routes_verify(fd, true, &err), -ENODEV);
+		CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, true, &err), -ENODEV);
 		CHECK_STR(err.text, cases[i].text);
 	}
 	close(fd);
@@ -186,10 +217,11 @@ TEST(similar_rules_of_others_do_not_count_and_stay)
 		printf("# %s\n", rules[i]);
 		snprintf(command, sizeof(command), "ip rule add %s", rules[i]);
 		CHECK(in(fd, command));
-		CHECK_EQ(netfilter_routes_verify(fd, false, &err), -ENODEV);
-		CHECK_EQ(netfilter_routes_set(fd, true, false, &err), 0);
-		CHECK_EQ(netfilter_routes_verify(fd, false, &err), 0);
-		CHECK_EQ(netfilter_routes_set(fd, false, false, &err), 0);
+		CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, false, &err),
+			 -ENODEV);
+		CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, false, &err), 0);
+		CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, false, &err), 0);
+		CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, false, false, &err), 0);
 		CHECK_EQ(lines(fd, "ip rule show"), 3 + 1);
 		snprintf(command, sizeof(command), "ip rule del %s", rules[i]);
 		CHECK(in(fd, command));
@@ -206,9 +238,9 @@ TEST(a_default_route_of_somebody_else_is_an_error)
 	if (!new_pod(&fd))
 		return TEST_SKIP;
 	CHECK(in(fd, "ip route add blackhole default table 133"));
-	CHECK_EQ(netfilter_routes_set(fd, true, true, &err), -EEXIST);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, true, &err), -EEXIST);
 	CHECK_HAS(err.text, "IPv4 default route");
-	CHECK_EQ(netfilter_routes_set(fd, false, true, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, false, true, &err), 0);
 	CHECK_EQ(lines(fd, "ip route show table 133"), 1);
 	close(fd);
 	return TEST_OK;
@@ -221,14 +253,14 @@ TEST(ipv6_switched_off_in_the_namespace_is_no_failure)
 
 	if (!new_pod(&fd))
 		return TEST_SKIP;
-	CHECK_EQ(netfilter_routes_set(fd, true, true, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, true, &err), 0);
 	CHECK(in(fd, "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"));
-	CHECK_EQ(netfilter_routes_set(fd, true, true, &err), 0);
-	CHECK_EQ(netfilter_routes_verify(fd, true, &err), 0);
-	CHECK_EQ(netfilter_routes_set(fd, false, true, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, true, &err), 0);
+	CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, true, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, false, true, &err), 0);
 	CHECK_EQ(lines(fd, "ip -4 rule; ip -6 rule"), 3 + 2);
-	CHECK_EQ(netfilter_routes_set(fd, true, true, &err), 0);
-	CHECK_EQ(netfilter_routes_verify(fd, true, &err), 0);
+	CHECK_EQ(netfilter_routes_set(fd, NETFILTER_ROUTES_TPROXY, true, true, &err), 0);
+	CHECK_EQ(netfilter_routes_verify(fd, NETFILTER_ROUTES_TPROXY, true, &err), 0);
 	close(fd);
 	return TEST_OK;
 }

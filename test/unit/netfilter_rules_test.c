@@ -50,7 +50,9 @@ enum variant {
 	V_LISTED_IN = 1 << 8,
 	V_SEVERAL = 1 << 9,
 	V_ZERO = 1 << 10, /* 0.0.0.0/0 excluded */
-	V_END = 1 << 11,
+	V_AMBIENT = 1 << 11,
+	V_NO_INBOUND = 1 << 12, /* as in ambient's ingress mode */
+	V_END = 1 << 13,
 };
 
 static void include_lists(struct redirect_settings *s)
@@ -85,7 +87,8 @@ static struct redirect_plan *plan_of(unsigned variant)
 		.dns_capture = variant & V_DNS,
 		.tunnel_port = 15008,
 		.capture_ipv6 = !(variant & V_NO_IPV6),
-		.tproxy = variant & V_TPROXY,
+		.ambient = variant & V_AMBIENT,
+		.tproxy = !(variant & V_AMBIENT) && (variant & V_TPROXY),
 		.loopback4 = prefix("127.0.0.1/32"),
 		.proxy_uids = {ids, variant & V_SEVERAL ? 2 : 1},
 		.proxy_gids = {one_id, 1},
@@ -93,7 +96,7 @@ static struct redirect_plan *plan_of(unsigned variant)
 		.groups_set = variant & (V_GROUPS | V_GROUPS_EXEMPT),
 		.groups_exempt = variant & V_GROUPS_EXEMPT,
 		.outbound_include_all = true,
-		.inbound_include_all = !(variant & V_LISTED_IN),
+		.inbound_include_all = !(variant & (V_LISTED_IN | V_NO_INBOUND)),
 		.outbound_exclude_ports = {status_port, 1},
 		.inbound_exclude_ports = {reserved, COUNT(reserved)},
 		.inbound_include_ports = {some, COUNT(some)},
@@ -101,6 +104,8 @@ static struct redirect_plan *plan_of(unsigned variant)
 	struct redirect_plan *plan = NULL;
 	struct error err = {0};
 
+	if (variant & V_NO_INBOUND)
+		s.inbound_include_ports.n = 0;
 	if (variant & (V_EXCLUDE | V_ZERO))
 		exclude_lists(&s, variant);
 	if (variant & V_INCLUDE)
@@ -119,8 +124,8 @@ static struct redirect_plan *plan_of(unsigned variant)
 struct packet {
 	const struct plan_flow *flow;
 	const char *in, *out;
-	bool first_syn;
-	uint32_t mark;
+	bool first_syn, is_answer;
+	uint32_t mark, connection_mark;
 };
 
 static bool port_is(const struct nf_match *m, uint16_t port)
@@ -185,8 +190,11 @@ static bool holds(const struct nf_match *m, const struct packet *p)
 	case NF_MATCH_GID:
 		return id_is(m, flow->gid);
 	case NF_MATCH_MARK:
-		return p->mark == m->value;
+		return (p->mark & (m->mask ? m->mask : UINT32_MAX)) == m->value;
 	case NF_MATCH_CONNECTION_MARK:
+		return (p->connection_mark & (m->mask ? m->mask : UINT32_MAX)) == m->value;
+	case NF_MATCH_FROM_OPENER:
+		return !p->is_answer;
 	case NF_MATCH_STATE:
 	case NF_MATCH_NEVER:
 		return false;
@@ -231,10 +239,13 @@ static const struct nf_rule *walk_mangle(const struct nf_rules *rules, const str
 /* ---- flows ----------------------------------------------------------------------------------- */
 
 static const char *const addresses[] = {
-	"203.0.113.9", "10.99.0.7", "10.99.1.5",  "10.99.3.9",	"10.98.255.255",
-	"10.97.1.1",   "127.0.0.1", "127.0.0.2",  "10.244.0.5", "2001:db8::9",
-	"fd00:99::1",  "::1",	    "fd00:10::5", "fd00:98::1",
+	"203.0.113.9",	 "10.99.0.7",	"10.99.1.5",	 "10.99.3.9",
+	"10.98.255.255", "10.97.1.1",	"127.0.0.1",	 "127.0.0.2",
+	"10.244.0.5",	 "2001:db8::9", "fd00:99::1",	 "::1",
+	"fd00:10::5",	 "fd00:98::1",	"169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff",
 };
+/* Of which ambient looks at twelve bits. */
+static const uint32_t socket_marks[] = {0, 0x539, 0x111, 0xabc539, 0x5391, 0x80111, 0x538};
 static const uint16_t dialled[] = {53, 80, 8080, 15008, 15020, 15021};
 static const struct {
 	uint32_t uid, gid;
@@ -266,6 +277,7 @@ static bool decides_alike(const struct redirect_plan *plan, const struct nf_rule
 		.in = interface,
 		.out = lo ? "lo" : interface,
 		.first_syn = !flow->udp,
+		.mark = flow->mark,
 	};
 	enum nf_chain chain = flow->inbound ? NF_NAT_PREROUTING : NF_NAT_OUTPUT;
 	const struct nf_rule *found = walk(rules, chain, &p);
@@ -283,11 +295,22 @@ static bool decides_alike(const struct redirect_plan *plan, const struct nf_rule
 		   (!redirected || (found->value == want->port && found->id == want->id))) {
 		return true;
 	}
-	printf("# %s %s port %u uid %u gid %u if %s: plan %s, rules %s\n",
+	printf("# %s %s port %u uid %u gid %u mark %#x if %s: plan %s, rules %s\n",
 	       flow->inbound ? "in" : "out", ip_address_format(&flow->destination, text),
-	       flow->port, flow->uid, flow->gid, interface, plan_rule_name(want->id),
+	       flow->port, flow->uid, flow->gid, flow->mark, interface, plan_rule_name(want->id),
 	       found ? found->comment : "none");
 	return false;
+}
+
+static struct ip_address source_of(const struct ip_address *destination, size_t variant)
+{
+	static const char *const sources[][2] = {
+		{"2001:db8::1", "192.0.2.1"},
+		{"::6", "127.0.0.6"},
+		{"fd16:9254:7127:1337:ffff:ffff:ffff:ffff", "169.254.7.127"},
+	};
+
+	return address(sources[variant % COUNT(sources)][ip_address_is_v4(destination)]);
 }
 
 static bool all_flows_alike(const struct redirect_plan *plan, const struct nf_rules *rules)
@@ -306,13 +329,11 @@ static bool all_flows_alike(const struct redirect_plan *plan, const struct nf_ru
 						.port = dialled[p],
 						.uid = identities[i].uid,
 						.gid = identities[i].gid,
+						.mark = plan->ambient ? socket_marks[i] : 0,
 						.interface = interfaces[k / 4],
 					};
 
-					flow.source = address(
-						ip_address_is_v4(&flow.destination)
-							? (p & 1 ? "127.0.0.6" : "192.0.2.1")
-							: (p & 1 ? "::6" : "2001:db8::1"));
+					flow.source = source_of(&flow.destination, p);
 					flow.destination_is_local = is_local(&flow.destination);
 					if (flow.destination_is_local && !flow.inbound)
 						flow.interface = NULL;
@@ -324,6 +345,8 @@ static bool all_flows_alike(const struct redirect_plan *plan, const struct nf_ru
 				}
 	return alike;
 }
+
+_Static_assert(COUNT(socket_marks) == COUNT(identities), "one mark goes with each identity");
 
 TEST(rules_decide_as_the_plan_they_are_made_of)
 {
@@ -470,6 +493,153 @@ TEST(draining_rules_capture_nothing_and_keep_zones_and_marks)
 	CHECK_EQ(redirects, 1);
 	CHECK_EQ(zones, 6);
 	CHECK(marks > 0);
+	netfilter_rules_done(&rules);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+/* ---- ambient --------------------------------------------------------------------------------- */
+
+static const struct nf_rule *find(const struct nf_rules *rules, enum nf_chain chain,
+				  const char *comment)
+{
+	for (size_t i = 0; i < rules->n; i++)
+		if (rules->rules[i].chain == chain && !strcmp(rules->rules[i].comment, comment))
+			return &rules->rules[i];
+	return NULL;
+}
+
+TEST(ambient_marks_what_ztunnel_opens_and_sends_answers_back_to_it)
+{
+	struct plan_flow flow = {.destination = address("10.244.0.5"), .port = 8080};
+	struct packet p = {.flow = &flow, .in = "lo", .out = "eth0", .mark = 0x70539};
+	struct redirect_plan *plan = plan_of(V_AMBIENT | V_DNS);
+	const struct nf_rule *save, *restore;
+	struct nf_rules rules;
+	struct error err = {0};
+
+	CHECK(!netfilter_rules_build(plan, NF_CAPTURE, &rules, &err));
+	CHECK_EQ(rules.routes, NETFILTER_ROUTES_AMBIENT);
+	save = walk(&rules, NF_MANGLE_PREROUTING, &p);
+	CHECK(save);
+	CHECK_EQ(save->verdict, NF_SET_CONNECTION_MARK);
+	CHECK_EQ(save->value, 0x111);
+	CHECK_EQ(save->mask, 0xfff);
+	p.is_answer = true;
+	CHECK(walk(&rules, NF_MANGLE_PREROUTING, &p));
+	p.mark = 0x538;
+	CHECK(!walk(&rules, NF_MANGLE_PREROUTING, &p));
+	p.connection_mark = 0x9111;
+	restore = walk(&rules, NF_MANGLE_OUTPUT, &p);
+	CHECK(restore);
+	CHECK_EQ(restore->verdict, NF_SET_MARK);
+	CHECK_EQ(restore->value, 0x111);
+	CHECK_EQ(restore->mask, 0xfff);
+	p.connection_mark = 0x9539;
+	CHECK(!walk(&rules, NF_MANGLE_OUTPUT, &p));
+	netfilter_rules_done(&rules);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+TEST(ambient_keeps_the_questions_of_ztunnel_in_a_zone_of_their_own)
+{
+	struct plan_flow flow = {.udp = true, .destination = address("10.96.0.10"), .port = 53};
+	struct packet p = {.flow = &flow, .out = "eth0", .mark = 0x539};
+	struct redirect_plan *plan = plan_of(V_AMBIENT | V_DNS);
+	const struct nf_rule *answer;
+	struct nf_rules rules;
+	struct error err = {0};
+
+	CHECK(!netfilter_rules_build(plan, NF_CAPTURE, &rules, &err));
+	CHECK(walk(&rules, NF_RAW_OUTPUT, &p));
+	CHECK_EQ(walk(&rules, NF_RAW_OUTPUT, &p)->value, 1);
+	p.mark = 0;
+	CHECK(!walk(&rules, NF_RAW_OUTPUT, &p));
+	answer = find(&rules, NF_RAW_PREROUTING, "dns-zone-upstream-answer");
+	CHECK(answer);
+	CHECK_EQ(answer->value, 1);
+	CHECK_EQ(answer->matches[answer->n_matches - 1].type, NF_MATCH_MARK);
+	CHECK(answer->matches[answer->n_matches - 1].negated);
+	netfilter_rules_done(&rules);
+	redirect_plan_free(plan);
+	plan = plan_of(V_AMBIENT);
+	CHECK(!netfilter_rules_build(plan, NF_CAPTURE, &rules, &err));
+	for (size_t i = 0; i < rules.n; i++)
+		CHECK(rules.rules[i].verdict != NF_ZONE);
+	netfilter_rules_done(&rules);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+TEST(beside_ebpf_connections_of_ztunnel_that_have_the_mark_of_answers_are_left_alone)
+{
+	struct redirect_plan *plan = plan_of(V_AMBIENT | V_DNS);
+	/* To a DNS server in the pod: without this exemption it would be captured as a question. */
+	struct plan_flow flow = {.destination = address("10.244.0.5"), .port = 53};
+	struct packet p = {
+		.flow = &flow, .in = "lo", .out = "lo", .first_syn = true, .mark = 0x111};
+	struct nf_rules rules;
+	struct error err = {0};
+
+	CHECK(!netfilter_rules_build(plan, NF_CAPTURE_BESIDE_EBPF, &rules, &err));
+	CHECK_STR(walk(&rules, NF_NAT_OUTPUT, &p)->comment, "beside-ebpf");
+	CHECK_EQ(walk(&rules, NF_NAT_OUTPUT, &p)->verdict, NF_RETURN);
+	p.mark = 0;
+	CHECK_EQ(walk(&rules, NF_NAT_OUTPUT, &p)->verdict, NF_REDIRECT);
+	netfilter_rules_done(&rules);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+/*
+ * What is marked must end some day: what eBPF sends to ztunnel has answers with ztunnel's mark, and
+ * where another engine has the pod ztunnel goes on opening connections.
+ */
+TEST(draining_ambient_rules_capture_nothing_and_mark_only_what_must_be)
+{
+	static const enum nf_stage stages[] = {NF_DRAIN, NF_DRAIN_LEAVING, NF_CAPTURE_BESIDE_EBPF};
+	struct redirect_plan *plan = plan_of(V_AMBIENT | V_DNS);
+
+	for (size_t i = 0; i < COUNT(stages); i++) {
+		struct plan_flow flow = {.destination = address("10.244.0.5"), .port = 8080};
+		struct packet p = {.flow = &flow, .in = "lo", .out = "lo", .first_syn = true};
+		bool captures = stages[i] == NF_CAPTURE_BESIDE_EBPF;
+		struct nf_rules rules;
+		struct error err = {0};
+		size_t nat = 0, zones = 0;
+
+		CHECK(!netfilter_rules_build(plan, stages[i], &rules, &err));
+		for (size_t k = 0; k < rules.n; k++) {
+			zones += rules.rules[k].verdict == NF_ZONE;
+			nat += rules.rules[k].chain == NF_NAT_OUTPUT ||
+			       rules.rules[k].chain == NF_NAT_PREROUTING;
+		}
+		CHECK(captures || nat == 1);
+		CHECK_EQ(zones, 2);
+		CHECK(captures || !walk(&rules, NF_NAT_OUTPUT, &p));
+		p.mark = 0x539;
+		CHECK_EQ(walk(&rules, NF_MANGLE_PREROUTING, &p) != NULL, stages[i] != NF_DRAIN);
+		p.is_answer = true;
+		CHECK(!walk(&rules, NF_MANGLE_PREROUTING, &p));
+		p.connection_mark = 0x111;
+		CHECK(walk(&rules, NF_MANGLE_OUTPUT, &p));
+		netfilter_rules_done(&rules);
+	}
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+TEST(without_inbound_capture_ambient_has_no_rule_for_what_comes_in)
+{
+	struct redirect_plan *plan = plan_of(V_AMBIENT | V_NO_INBOUND);
+	struct nf_rules rules;
+	struct error err = {0};
+
+	CHECK(!netfilter_rules_build(plan, NF_CAPTURE, &rules, &err));
+	for (size_t i = 0; i < rules.n; i++)
+		CHECK(rules.rules[i].chain != NF_NAT_PREROUTING);
+	CHECK(find(&rules, NF_NAT_OUTPUT, "out-all"));
 	netfilter_rules_done(&rules);
 	redirect_plan_free(plan);
 	return TEST_OK;

@@ -112,7 +112,7 @@ static uint16_t many_ports[MANY];
 static struct ip_prefix many_prefixes[2 * MANY];
 
 /* A plan with every kind of rule and long lists. */
-static struct redirect_plan *large_plan(bool ipv6)
+static struct redirect_plan *large_plan(bool ipv6, bool ambient)
 {
 	static uint32_t ids[] = {1, 2, 1337};
 	static char name1[] = "eth1", name2[] = "a-name-of-fif15", *names[] = {name1, name2};
@@ -123,7 +123,8 @@ static struct redirect_plan *large_plan(bool ipv6)
 		.dns_capture = true,
 		.tunnel_port = 15008,
 		.capture_ipv6 = ipv6,
-		.tproxy = true,
+		.ambient = ambient,
+		.tproxy = !ambient,
 		.drop_invalid = true,
 		.proxy_uids = {ids, COUNT(ids)},
 		.proxy_gids = {ids, COUNT(ids)},
@@ -156,9 +157,10 @@ static struct redirect_plan *large_plan(bool ipv6)
 	return plan;
 }
 
-static enum test_result survives(enum nft_family family, bool ipv6, enum nf_stage stage)
+static enum test_result survives_as(bool ambient, enum nft_family family, bool ipv6,
+				    enum nf_stage stage)
 {
-	struct redirect_plan *plan = large_plan(ipv6);
+	struct redirect_plan *plan = large_plan(ipv6, ambient);
 	struct nft_batch *batch = nft_batch_new();
 	struct nft_tables tables;
 	struct nft_image image;
@@ -190,6 +192,11 @@ static enum test_result survives(enum nft_family family, bool ipv6, enum nf_stag
 	return TEST_OK;
 }
 
+static enum test_result survives(enum nft_family family, bool ipv6, enum nf_stage stage)
+{
+	return survives_as(false, family, ipv6, stage);
+}
+
 TEST(an_inet_table_reads_back_as_it_was_made)
 {
 	return survives(NFT_INET, true, NF_CAPTURE);
@@ -213,6 +220,19 @@ TEST(an_ip6_table_reads_back_as_it_was_made)
 TEST(draining_rules_read_back_as_they_were_made)
 {
 	return survives(NFT_INET, true, NF_DRAIN);
+}
+
+TEST(rules_of_ambient_read_back_as_they_were_made)
+{
+	static const enum nf_stage stages[] = {NF_CAPTURE, NF_CAPTURE_BESIDE_EBPF, NF_DRAIN,
+					       NF_DRAIN_LEAVING};
+
+	for (size_t i = 0; i < COUNT(stages); i++) {
+		CHECK_EQ(survives_as(true, NFT_INET, true, stages[i]), TEST_OK);
+		CHECK_EQ(survives_as(true, NFT_IP, false, stages[i]), TEST_OK);
+		CHECK_EQ(survives_as(true, NFT_IP6, true, stages[i]), TEST_OK);
+	}
+	return TEST_OK;
 }
 
 TEST(a_refused_transaction_names_its_rule_and_changes_nothing)

@@ -130,6 +130,22 @@ static int fixture_open(struct fixture *f, bool tproxy, bool ipv6)
 	return f->pod.netns_fd < 0 ? -1 : 0;
 }
 
+/* The same pod, in ambient: without addresses, so that nothing is made on the host. */
+static int become_ambient(struct fixture *f)
+{
+	struct ip_prefix prefixes[4];
+	struct redirect_settings settings = settings_of(false, true, prefixes);
+	struct error err = {0};
+
+	settings.ambient = true;
+	redirect_plan_free(f->plan);
+	f->plan = NULL;
+	if (redirect_plan_build(&settings, &f->plan, &err))
+		return -1;
+	f->pod.plan = f->pod.pod_plan = f->plan;
+	return 0;
+}
+
 static void fixture_close(struct fixture *f)
 {
 	redirect_plan_free(f->plan);
@@ -225,6 +241,42 @@ TEST(the_same_with_tproxy)
 TEST(the_same_beside_ebpf)
 {
 	return apply_verify_remove(false, true, true);
+}
+
+#define HAS_ROUTES                                                                                 \
+	"ip rule | grep -q 'fwmark 0x111/0xfff lookup 100' && ip -6 route show table 100 | grep "  \
+	"-q local"
+
+TEST(an_ambient_pod_has_routes_and_a_note_of_them)
+{
+	struct fixture f;
+	struct error err;
+
+	CHECK(!fixture_open(&f, true, true));
+	CHECK(!apply(&f)); /* TPROXY before */
+	CHECK(!become_ambient(&f));
+	CHECK_EQ(verify(&f, &err), -ENODEV);
+	for (int i = 0; i < 2; i++) {
+		CHECK(!apply(&f));
+		if (verify(&f, &err))
+			printf("# verify: %s\n", err.text);
+		CHECK_EQ(err.code, 0);
+		CHECK_EQ(in_netns(f.pod.netns_fd, HAS_ROUTES), 0);
+		CHECK(in_netns(f.pod.netns_fd, "ip rule | grep -q 'lookup 133'"));
+	}
+	CHECK_EQ(in_netns(f.pod.netns_fd, "ip -6 rule del fwmark 0x111/0xfff lookup 100"), 0);
+	CHECK_EQ(verify(&f, &err), -ENODEV);
+	CHECK_HAS(err.text, "the IPv6 routing rule of mark 273 is missing");
+	CHECK(!apply(&f));
+	CHECK_EQ(in_netns(f.pod.netns_fd, "nft delete chain inet sockmesh ambient"), 0);
+	CHECK_EQ(verify(&f, &err), -ENODEV);
+	CHECK(!apply(&f));
+	CHECK_EQ(verify(&f, &err), 0);
+	CHECK(!take_away(&f));
+	CHECK(in_netns(f.pod.netns_fd, HAS_ROUTES));
+	CHECK_EQ(in_netns(f.pod.netns_fd, "[ -z \"$(nft list ruleset)\" ]"), 0);
+	fixture_close(&f);
+	return TEST_OK;
 }
 
 TEST(an_address_that_was_there_before_stays)
@@ -393,6 +445,30 @@ static const char connect_captured[] =
 	"client.close(); server.close()\n"
 	"' && rm -f %s.failed || touch %s.failed";
 
+/*
+ * One of ztunnel's, to the app with a client's address: no NAT is in it, only marks. What comes
+ * back is looked at every time, until the file is removed.
+ */
+static const char connect_transparent[] =
+	"exec 2>/dev/null; ip address add 10.0.9.9/32 dev lo && "
+	"python3 -c '\n"
+	"import os, socket, time\n"
+	"app = socket.socket(); app.bind((\"10.0.9.9\", 8080)); app.listen()\n"
+	"client = socket.socket(); client.setsockopt(socket.SOL_SOCKET, 36, 0x539)\n"
+	"client.setsockopt(socket.SOL_IP, 19, 1); client.bind((\"192.0.2.7\", 0))\n"
+	"client.settimeout(5); client.connect((\"10.0.9.9\", 8080))\n"
+	"server, peer = app.accept()\n"
+	"assert peer[0] == \"192.0.2.7\"\n"
+	"open(\"%s\", \"w\").write(str(os.getpid()))\n"
+	"def echo():\n"
+	"    client.sendall(b\"x\"); server.settimeout(2); assert server.recv(1) == b\"x\"\n"
+	"    server.sendall(b\"y\"); client.settimeout(2); assert client.recv(1) == b\"y\"\n"
+	"end = time.time() + 20\n"
+	"while os.path.exists(\"%s\") and time.time() < end:\n"
+	"    echo(); time.sleep(0.01)\n"
+	"client.close(); server.close()\n"
+	"' && rm -f %s.failed || touch %s.failed";
+
 static bool exists_within(const char *path, bool wanted, int ms)
 {
 	for (int i = 0; i < ms / 10; i++) {
@@ -455,6 +531,94 @@ TEST(a_retired_pod_drains_until_its_last_captured_connection_has_ended)
 	CHECK(!take_away(&f));
 	CHECK_EQ(redirect_nftables_ops.retire(f.state, &f.pod, &done, &err), 0);
 	CHECK(done);
+	fixture_close(&f);
+	return TEST_OK;
+}
+
+TEST(a_retired_ambient_pod_drains_until_ztunnels_connections_to_the_app_have_ended)
+{
+	struct fixture f;
+	struct error err = {0};
+	char path[64], command[2048];
+	bool done = true;
+	pid_t child;
+
+	CHECK(!fixture_open(&f, false, true) && !become_ambient(&f));
+	CHECK_EQ(in_netns(f.pod.netns_fd, "ip link add d0 type veth peer name d1 && ip link set d0 "
+					  "up && ip link set d1 up && "
+					  "ip address add 198.51.100.1/24 dev d0 && "
+					  "ip route add default dev d0"),
+		 0);
+	CHECK(!apply(&f));
+	snprintf(path, sizeof(path), "/tmp/nftables_ambient_test.%d", (int)getpid());
+	snprintf(command, sizeof(command), connect_transparent, path, path, path, path);
+	child = fork();
+	if (child == 0)
+		_exit(in_netns(f.pod.netns_fd, command));
+	CHECK(exists_within(path, true, 5000));
+	for (int i = 0; i < 3; i++) {
+		f.pod.plan = f.pod.pod_plan = i ? NULL : f.plan;
+		CHECK_EQ(redirect_nftables_ops.retire(f.state, &f.pod, &done, &err), 0);
+		CHECK(!done);
+		CHECK_EQ(presence(&f), REDIRECT_DRAINING);
+	}
+	/* Nothing new is waited for. */
+	CHECK(in_netns(f.pod.netns_fd, "nft list chain inet sockmesh mangle-prerouting | "
+				       "grep -q 'ct mark set'"));
+	CHECK_EQ(in_netns(f.pod.netns_fd, HAS_ROUTES), 0);
+	CHECK_EQ(in_netns(f.pod.netns_fd, "sleep 0.1"), 0);
+	unlink(path);
+	waitpid(child, NULL, 0);
+	strncat(path, ".failed", sizeof(path) - strlen(path) - 1);
+	CHECK(access(path, F_OK) != 0);
+	f.pod.plan = f.pod.pod_plan = f.plan;
+	CHECK(!apply(&f)); /* moved back in the middle */
+	CHECK_EQ(verify(&f, &err), 0);
+	CHECK(!take_away(&f));
+	CHECK(in_netns(f.pod.netns_fd, HAS_ROUTES));
+	fixture_close(&f);
+	return TEST_OK;
+}
+
+/* The next engine needs them as well, unless the pod is not in ambient any more. */
+TEST(a_retired_ambient_pod_leaves_its_routes_to_the_next_engine)
+{
+	struct fixture f;
+	struct error err = {0};
+	struct redirect_plan *sidecar;
+	bool done = false;
+
+	for (int again = 0; again < 2; again++) {
+		CHECK(!fixture_open(&f, false, true));
+		sidecar = f.plan;
+		f.plan = NULL;
+		CHECK(!become_ambient(&f));
+		CHECK(!apply(&f));
+		if (again)
+			f.pod.plan = f.pod.pod_plan = sidecar;
+		CHECK_EQ(redirect_nftables_ops.retire(f.state, &f.pod, &done, &err), 0);
+		CHECK(done);
+		CHECK_EQ(in_netns(f.pod.netns_fd, HAS_ROUTES) == 0, !again);
+		redirect_plan_free(sidecar);
+		fixture_close(&f);
+	}
+	return TEST_OK;
+}
+
+TEST(a_pod_that_leaves_has_nothing_left_in_the_end)
+{
+	struct fixture f;
+	struct error err = {0};
+	bool done = false;
+
+	CHECK(!fixture_open(&f, false, true) && !become_ambient(&f));
+	CHECK(!apply(&f));
+	f.pod.leaves = true;
+	CHECK_EQ(redirect_nftables_ops.retire(f.state, &f.pod, &done, &err), 0);
+	CHECK(done);
+	CHECK_EQ(presence(&f), REDIRECT_ABSENT);
+	CHECK(in_netns(f.pod.netns_fd, HAS_ROUTES));
+	CHECK(in_netns(f.pod.netns_fd, "ip -6 address show dev lo | grep -q ' ::6/128'"));
 	fixture_close(&f);
 	return TEST_OK;
 }

@@ -210,6 +210,23 @@ TEST(ambient_guest_interfaces_go_to_the_outbound_port)
 	return TEST_OK;
 }
 
+TEST(ambient_probe_address_is_nothing_to_who_knows_kubelet)
+{
+	struct redirect_settings s = ambient();
+	struct redirect_plan *plan = build(&s);
+	struct plan_flow flow = {.port = 80, .knows_kubelet = true};
+	struct error err = {0};
+
+	CHECK(!ip_address_parse(places[PROBE][V4], &flow.destination, &err));
+	CHECK_EQ(redirect_plan_decide(plan, &flow)->id, RULE_OUT_ALL);
+	flow.inbound = true;
+	flow.source = flow.destination;
+	CHECK(!ip_address_parse("10.244.0.5", &flow.destination, &err));
+	CHECK_EQ(redirect_plan_decide(plan, &flow)->id, RULE_IN_ALL);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
 TEST(ambient_marks_mean_nothing_to_a_sidecar)
 {
 	struct redirect_settings s = ambient();

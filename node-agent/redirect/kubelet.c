@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "kubelet.h"
+
+#include "cgroup.h"
+#include "error.h"
+#include "scoped.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { CGROUP_ROOT_INODE = 1, LEVELS_MAX = 64 };
+static const ino_t first_cgroup_namespace = 0xeffffffb; /* PROC_CGROUP_INIT_INO */
+
+const char *kubelet_source_words(enum kubelet_source source)
+{
+	switch (source) {
+	case KUBELET_GIVEN:
+		return "the cgroup that --kubelet-cgroup names";
+	case KUBELET_CGROUP:
+		return "the cgroup of kubelet's process";
+	case KUBELET_PROCESS:
+		return "the user of kubelet's process, which is in no cgroup of its own";
+	case KUBELET_UNKNOWN:
+		break;
+	}
+	return "user 0, because no kubelet was found";
+}
+
+/* ---- its cgroup ------------------------------------------------------------------------------ */
+
+/* 0 where the root cannot be reached, as from a mount of a part of the hierarchy. */
+static uint32_t level_of(int dir_fd)
+{
+	scoped_fd int fd = dup(dir_fd);
+	struct stat here, first;
+
+	if (fd < 0 || fstat(fd, &first) < 0)
+		return 0;
+	here = first;
+	for (uint32_t level = 0; level < LEVELS_MAX; level++) {
+		int up;
+
+		if (here.st_dev != first.st_dev)
+			return 0;
+		if (here.st_ino == CGROUP_ROOT_INODE)
+			return level;
+		up = openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		if (up < 0)
+			return 0;
+		close(fd);
+		fd = up;
+		if (fstat(fd, &here) < 0)
+			return 0;
+	}
+	return 0;
+}
+
+/* The inode number of a cgroup's directory is its id. */
+static void identify(struct kubelet *k)
+{
+	scoped_fd int fd = open(k->cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return;
+	k->cgroup_id = st.st_ino;
+	k->level = level_of(fd);
+}
+
+bool kubelet_see_cgroups_of_node(void)
+{
+	struct stat ours, nodes;
+	int fd, r;
+
+	if (stat("/proc/thread-self/ns/cgroup", &ours) < 0)
+		return true; /* before Linux 4.6 there is only one */
+	if (ours.st_ino == first_cgroup_namespace)
+		return true;
+	fd = open("/proc/1/ns/cgroup", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	r = fstat(fd, &nodes) < 0 || nodes.st_ino != first_cgroup_namespace
+		    ? -1
+		    : setns(fd, CLONE_NEWCGROUP);
+	close(fd);
+	return r == 0;
+}
+
+/* ---- its process ----------------------------------------------------------------------------- */
+
+static bool read_file(pid_t pid, const char *name, char *ret, size_t size)
+{
+	char path[64];
+	scoped_fd int fd = -1;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, ret, size - 1);
+	if (n < 0)
+		return false;
+	ret[n] = '\0';
+	return true;
+}
+
+static bool has_its_name(pid_t pid)
+{
+	char comm[32];
+
+	if (!read_file(pid, "comm", comm, sizeof(comm)))
+		return false;
+	comm[strcspn(comm, "\n")] = '\0';
+	return !strcmp(comm, "kubelet") || !strcmp(comm, "kubelite") || !strcmp(comm, "k3s") ||
+	       !strcmp(comm, "k3s-server") || !strcmp(comm, "k3s-agent");
+}
+
+static bool is_in_our_netns(pid_t pid)
+{
+	struct stat ours, theirs;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/ns/net", pid);
+	return !stat("/proc/self/ns/net", &ours) && !stat(path, &theirs) &&
+	       ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+}
+
+/*
+ * The path behind "0::". Seen from a cgroup namespace, what is outside begins with as many "/.." as
+ * there are levels to the root.
+ */
+static bool unified_path(pid_t pid, char *ret, size_t size)
+{
+	char text[8192], *line = NULL;
+
+	if (!read_file(pid, "cgroup", text, sizeof(text)))
+		return false;
+	if (!strncmp(text, "0::", 3))
+		line = text;
+	else
+		line = strstr(text, "\n0::");
+	if (!line)
+		return false;
+	line += *line == '\n' ? 4 : 3;
+	line[strcspn(line, "\n")] = '\0';
+	while (!strncmp(line, "/..", 3))
+		line += 3;
+	return snprintf(ret, size, "%s", line) < (int)size;
+}
+
+static bool is_in_pod(pid_t pid)
+{
+	char text[8192];
+
+	return !read_file(pid, "cgroup", text, sizeof(text)) || strstr(text, "kubepods");
+}
+
+/* 0: not a process's directory. */
+static pid_t pid_of(const char *name)
+{
+	char *end;
+	long pid = strtol(name, &end, 10);
+
+	return isdigit((unsigned char)*name) && !*end && pid <= INT_MAX ? (pid_t)pid : 0;
+}
+
+static bool find_process(struct kubelet *k)
+{
+	scoped_dir DIR *proc = opendir("/proc");
+	const struct dirent *entry;
+
+	while (proc && (entry = readdir(proc))) {
+		pid_t pid = pid_of(entry->d_name);
+		struct stat st;
+		char path[64];
+
+		if (!pid || !has_its_name(pid) || !is_in_our_netns(pid) || is_in_pod(pid))
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d", pid);
+		if (stat(path, &st) < 0)
+			continue;
+		k->pid = pid;
+		k->uid = st.st_uid;
+		return true;
+	}
+	return false;
+}
+
+static void find_its_cgroup(struct kubelet *k, const char *root)
+{
+	char path[PATH_MAX];
+
+	if (!unified_path(k->pid, path, sizeof(path)) || !strcmp(path, "/") || !*path)
+		return;
+	if (snprintf(k->cgroup, sizeof(k->cgroup), "%s%s", root, path) >= (int)sizeof(k->cgroup)) {
+		k->cgroup[0] = '\0';
+		return;
+	}
+	identify(k);
+	if (k->cgroup_id)
+		k->source = KUBELET_CGROUP;
+	else
+		k->cgroup[0] = '\0';
+}
+
+int kubelet_find(const char *given, const char *cgroup_root, struct kubelet *ret, struct error *err)
+{
+	struct kubelet k = {.source = KUBELET_UNKNOWN};
+	struct error ignored = {0};
+	char root[PATH_MAX];
+
+	if (given && *given) {
+		k.source = KUBELET_GIVEN;
+		if (snprintf(k.cgroup, sizeof(k.cgroup), "%s", given) >= (int)sizeof(k.cgroup))
+			return error_set(err, ENAMETOOLONG, "kubelet's cgroup %.100s...", given);
+		identify(&k);
+		*ret = k;
+		return 0;
+	}
+	if (find_process(&k)) {
+		k.source = KUBELET_PROCESS;
+		if (cgroup_root)
+			find_its_cgroup(&k, cgroup_root);
+		else if (!cgroup2_find(NULL, root, sizeof(root), &ignored))
+			find_its_cgroup(&k, root);
+	}
+	*ret = k;
+	return 0;
+}
