@@ -9,10 +9,13 @@
 #include "agent_protocol.h"
 #include "agent_server.h"
 #include "cgroup.h"
+#include "enrolment.h"
 #include "error.h"
 #include "event_loop.h"
 #include "json.h"
 #include "kernel_probe.h"
+#include "kube_client.h"
+#include "kube_config.h"
 #include "log.h"
 #include "options.h"
 #include "pod_policy.h"
@@ -25,6 +28,7 @@
 #include "workload_advice.h"
 
 #include <cap-ng.h>
+#include <curl/curl.h>
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
@@ -54,6 +58,9 @@ struct agent {
 	struct redirect *redirect;
 	struct accelerate *accelerate;
 	struct registration *registration;
+	struct kube_config *kube_config; /* both NULL: nobody asks the API server */
+	struct kube_client *kube_client;
+	struct enrolment *enrolment;
 	struct agent_server *server;
 	struct workload_advice *advice;
 	struct queries queries;
@@ -62,7 +69,8 @@ struct agent {
 
 /* ---- events --------------------------------------------------------------------------------- */
 
-static json_t *on_request(const struct agent_request *req, int netns_fd, void *arg)
+static json_t *on_request(struct agent_request *req, int netns_fd, struct agent_call *call,
+			  void *arg)
 {
 	struct agent *agent = arg;
 
@@ -71,10 +79,18 @@ static json_t *on_request(const struct agent_request *req, int netns_fd, void *a
 	case AGENT_DEL:
 	case AGENT_CHECK:
 	case AGENT_GC:
-		return registration_handle(agent->registration, req, netns_fd);
+		return enrolment_request(agent->enrolment, req, netns_fd, call);
 	default:
 		return queries_handle(&agent->queries, req);
 	}
+}
+
+static void on_forgotten(void *arg, const struct pod *pod)
+{
+	struct agent *agent = arg;
+
+	if (agent->enrolment) /* not yet while pods are taken over */
+		enrolment_forgotten(agent->enrolment, pod);
 }
 
 static void on_sweep(void *arg)
@@ -112,6 +128,7 @@ static void on_reconcile(void *arg)
 		reconcile_slice(agent);
 	if (redirect_accelerate_host(agent->redirect, &host))
 		accelerate_heal(agent->accelerate, &host);
+	enrolment_reconcile(agent->enrolment);
 }
 
 static void on_signal(int fd, uint32_t events, void *arg)
@@ -223,11 +240,6 @@ static void warn_without_effect(const char *name, const char *sentence)
 static void warn_what_is_not_built(const struct options *options)
 {
 	options_without_effect(options, warn_without_effect);
-	if (options->kubernetes_auto && getenv("KUBERNETES_SERVICE_HOST"))
-		log_write(LOG_WARN,
-			  "watching the API server is not built yet: pods are known from the CNI "
-			  "plugin only, as with --kubernetes off",
-			  NULL);
 }
 
 /* ---- life ----------------------------------------------------------------------------------- */
@@ -281,12 +293,55 @@ static int start_accelerator(struct agent *agent, struct error *err)
 			       &agent->accelerate, err);
 }
 
+/* A configuration that is there and wrong is an error; none at all means outside of a cluster. */
+static int open_kubernetes(struct agent *agent, struct error *err)
+{
+	struct options *options = &agent->options;
+	int r;
+
+	if (!options->kubernetes_auto ||
+	    (!options->kubeconfig && !getenv("KUBERNETES_SERVICE_HOST")))
+		return 0;
+	if (curl_global_init(CURL_GLOBAL_DEFAULT))
+		return error_set(err, EIO, "set up libcurl");
+	r = kube_config_load(options->kubeconfig, &agent->kube_config, err);
+	if (!r)
+		r = kube_client_new(agent->loop, agent->kube_config, &agent->kube_client, err);
+	/* From here on a pod's labels and its namespace's count. */
+	if (!r)
+		options->policy.selectors = &options->selectors;
+	return r;
+}
+
+static int open_enrolment(struct agent *agent, struct error *err)
+{
+	const struct options *options = &agent->options;
+	const struct enrolment_config cfg = {.loop = agent->loop,
+					     .policy = &options->policy,
+					     .registration = agent->registration,
+					     .redirect = agent->redirect,
+					     .accelerate = agent->accelerate,
+					     .client = agent->kube_client,
+					     .selectors = &options->selectors,
+					     .repair = &options->repair,
+					     .node = options->node_name,
+					     .ztunnel_socket = options->ztunnel_socket,
+					     .ztunnel_socket_given = options->ztunnel_socket_given,
+					     .admit_without_ztunnel =
+						     options->admit_without_ztunnel,
+					     .reset_existing = options->reset_existing};
+
+	return enrolment_open(&cfg, &agent->enrolment, err);
+}
+
 static int start(struct agent *agent, struct error *err)
 {
 	const struct options *options = &agent->options;
 	const struct registration_config registration = {.policy = &options->policy,
 							 .run_dir = options->run_dir,
-							 .max_pods = options->redirect.max_pods};
+							 .max_pods = options->redirect.max_pods,
+							 .forgotten = on_forgotten,
+							 .forgotten_arg = agent};
 	const struct agent_server_config server = {.run_dir = options->run_dir,
 						   .max_peers = MAX_PEERS,
 						   .peer_timeout_ms = PEER_TIMEOUT_MS};
@@ -314,6 +369,11 @@ static int start(struct agent *agent, struct error *err)
 	if (r)
 		return r;
 	accelerate_pods_settle(agent->accelerate);
+	r = open_kubernetes(agent, err);
+	if (!r)
+		r = open_enrolment(agent, err);
+	if (r)
+		return r;
 	r = workload_advice_new(agent->loop, agent->registration, agent->accelerate, &agent->advice,
 				err);
 	if (r)
@@ -324,6 +384,7 @@ static int start(struct agent *agent, struct error *err)
 					  .redirect = agent->redirect,
 					  .accelerate = agent->accelerate,
 					  .advice = agent->advice,
+					  .enrolment = agent->enrolment,
 					  .attach_dir = agent->attach_dir,
 					  .started_s = now.tv_sec};
 	r = event_loop_add_timer(agent->loop, SWEEP_PERIOD_MS, SWEEP_PERIOD_MS, on_sweep, agent,
@@ -377,6 +438,10 @@ static int run(struct agent *agent, struct error *err)
 
 static void stop(struct agent *agent)
 {
+	enrolment_close(agent->enrolment); /* answers those who wait */
+	agent->enrolment = NULL;
+	kube_client_free(agent->kube_client);
+	kube_config_free(agent->kube_config);
 	agent_server_close(agent->server);
 	workload_advice_free(agent->advice);
 	registration_close(agent->registration);

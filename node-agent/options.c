@@ -277,45 +277,57 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 			       .type = TYPE_FILE,
 			       .initial = "",
 			       .argument = "FILE",
-			       .no_effect = "watching the API server is not built yet",
 			       .help = "how to reach the API server from outside a cluster"},
 	[OPTION_NODE_NAME] = {.name = "node-name",
 			      .type = TYPE_TEXT,
 			      .initial = "",
 			      .argument = "NAME",
-			      .no_effect = "watching the API server is not built yet",
 			      .help = "this node's name in the API; the host name when not given"},
 	[OPTION_ZTUNNEL_SOCKET] = {.name = "ztunnel-socket",
 				   .type = TYPE_DIRECTORY,
 				   .initial = "/var/run/ztunnel/ztunnel.sock",
 				   .argument = "PATH",
-				   .no_effect = "ambient mode is not built yet",
 				   .help = "where ztunnel connects"},
 	[OPTION_AMBIENT_DNS_CAPTURE] = {.name = "ambient-dns-capture",
 					.type = TYPE_YES_NO,
 					.initial = "yes",
-					.no_effect = "ambient mode is not built yet",
 					.help = "send DNS of ambient pods to ztunnel"},
 	[OPTION_WITHOUT_ZTUNNEL] = {.name = "without-ztunnel",
 				    .type = TYPE_CHOICE,
 				    .initial = "deny",
 				    .choices = "deny|admit",
-				    .no_effect = "ambient mode is not built yet",
 				    .help = "a new ambient pod while ztunnel is away"},
 	[OPTION_ENROL_EXISTING] = {.name = "enrol-existing",
 				   .type = TYPE_CHOICE,
 				   .initial = "keep",
 				   .choices = "keep|reset",
-				   .no_effect = "enrolling running pods is not built yet",
 				   .help = "connections that a pod has when it is enrolled live"},
-	[OPTION_KUBELET_CGROUP] =
-		{.name = "kubelet-cgroup",
-		 .type = TYPE_FILE,
-		 .initial = "",
-		 .argument = "DIR",
-		 .no_effect = "the exemption of kubelet's probes comes with ambient "
-			      "mode, which is not built yet",
-		 .help = "kubelet's cgroup, so that its probes reach ambient pods"},
+	[OPTION_ENABLEMENT_SELECTORS] = {.name = "enablement-selectors",
+					 .type = TYPE_TEXT,
+					 .initial = "",
+					 .argument = "JSON",
+					 .help = "which pods are ambient: a list of {podSelector, "
+						 "namespaceSelector}; Istio's "
+						 "labels when not given"},
+	[OPTION_DISCOVERY_SELECTORS] = {.name = "discovery-selectors",
+					.type = TYPE_TEXT,
+					.initial = "",
+					.argument = "JSON",
+					.help = "which namespaces the mesh is about: a list of "
+						"label selectors, as in Istio's "
+						"meshConfig; all when not given"},
+	[OPTION_REPAIR] = {.name = "repair",
+			   .type = TYPE_CHOICE,
+			   .initial = "redirect",
+			   .choices = "redirect|delete|label|off",
+			   .help = "a sidecar pod that has started without redirection"},
+	[OPTION_KUBELET_CGROUP] = {.name = "kubelet-cgroup",
+				   .type = TYPE_FILE,
+				   .initial = "",
+				   .argument = "DIR",
+				   .help = "kubelet's cgroup, so that its probes reach ambient "
+					   "pods; without it kubelet "
+					   "is looked for"},
 	[OPTION_INSTALL_CNI] = {.name = "install-cni",
 				.type = TYPE_YES_NO,
 				.initial = "no",
@@ -917,6 +929,9 @@ static int resolve_redirect(struct options *options, struct error *err)
 
 	redirect->mode = mode_of(options->text[OPTION_MODE]);
 	redirect->iptables = options->text[OPTION_IPTABLES];
+	redirect->kubelet_cgroup = is_set(options, OPTION_KUBELET_CGROUP)
+					   ? options->text[OPTION_KUBELET_CGROUP]
+					   : NULL;
 	redirect->max_pods = number_of(options, OPTION_MAX_PODS, 0);
 	redirect->max_handovers = number_of(options, OPTION_MAX_HANDOVERS, 0);
 	redirect->max_handovers_per_pod = number_of(options, OPTION_MAX_HANDOVERS_PER_POD, 0);
@@ -972,12 +987,58 @@ static int resolve_accelerate(struct options *options, struct error *err)
 			   &a->pod_budget, err);
 }
 
+static int resolve_node_name(struct options *options, struct error *err)
+{
+	char host[HOST_NAME_MAX + 1] = "";
+
+	if (!is_set(options, OPTION_NODE_NAME) && gethostname(host, sizeof(host) - 1))
+		return error_set(err, errno, "find this node's name");
+	for (char *c = host; *c; c++) /* as kubelet does with the name of its host */
+		*c = (char)tolower((unsigned char)*c);
+	options->node_name = strdup(*host ? host : options->text[OPTION_NODE_NAME]);
+	return options->node_name ? 0 : error_set(err, ENOMEM, "this node's name");
+}
+
+static int resolve_selectors(struct options *options, struct error *err)
+{
+	bool given = is_set(options, OPTION_ENABLEMENT_SELECTORS);
+	int r = kube_enablement_read(given ? options->text[OPTION_ENABLEMENT_SELECTORS]
+					   : kube_enablement_default,
+				     "--enablement-selectors", &options->selectors, err);
+
+	if (r || !is_set(options, OPTION_DISCOVERY_SELECTORS))
+		return r;
+	return kube_discovery_read(options->text[OPTION_DISCOVERY_SELECTORS],
+				   "--discovery-selectors", &options->selectors, err);
+}
+
+static int resolve_kubernetes(struct options *options, struct error *err)
+{
+	const char *repair = options->text[OPTION_REPAIR];
+	int r = resolve_node_name(options, err);
+
+	options->kubernetes_auto = !strcmp(options->text[OPTION_KUBERNETES], "auto");
+	options->kubeconfig =
+		is_set(options, OPTION_KUBECONFIG) ? options->text[OPTION_KUBECONFIG] : NULL;
+	options->ztunnel_socket = options->text[OPTION_ZTUNNEL_SOCKET];
+	options->ztunnel_socket_given = options->source[OPTION_ZTUNNEL_SOCKET] != SOURCE_DEFAULT;
+	options->admit_without_ztunnel = !strcmp(options->text[OPTION_WITHOUT_ZTUNNEL], "admit");
+	options->reset_existing = !strcmp(options->text[OPTION_ENROL_EXISTING], "reset");
+	/* Which pods, as Istio's agent knows them. */
+	options->repair = (struct kube_repair_config){.redirect = !strcmp(repair, "redirect"),
+						      .delete = !strcmp(repair, "delete"),
+						      .label = !strcmp(repair, "label"),
+						      .exit_code = 126};
+	return r ? r : resolve_selectors(options, err);
+}
+
 static int resolve_rest(struct options *options, struct error *err)
 {
 	struct policy_config *policy = &options->policy;
 	int r = ip_prefix_parse(options->text[OPTION_LOOPBACK_CIDR], &policy->loopback4, err);
 
 	policy->capture_ipv6 = !strcmp(options->text[OPTION_CAPTURE_IPV6], "yes");
+	policy->ambient_dns_capture = !strcmp(options->text[OPTION_AMBIENT_DNS_CAPTURE], "yes");
 	policy->drop_invalid = !strcmp(options->text[OPTION_DROP_INVALID], "yes");
 	options->reconcile_ms = number_of(options, OPTION_RECONCILE_SECONDS, 0) * 1000;
 	policy->owner_groups =
@@ -985,7 +1046,8 @@ static int resolve_rest(struct options *options, struct error *err)
 	policy->owner_groups_exclude = is_set(options, OPTION_OWNER_GROUPS_EXCLUDE)
 					       ? options->text[OPTION_OWNER_GROUPS_EXCLUDE]
 					       : NULL;
-	options->kubernetes_auto = !strcmp(options->text[OPTION_KUBERNETES], "auto");
+	if (!r)
+		r = resolve_kubernetes(options, err);
 	if (!r)
 		r = log_level_parse(options->text[OPTION_LOG_LEVEL], &options->log_level, err);
 	if (!r)
@@ -1055,6 +1117,8 @@ void options_done(struct options *options)
 	free(options->config_file);
 	free_list(options->exclude_namespaces);
 	free_list(options->own_pods);
+	free(options->node_name);
+	kube_selectors_done(&options->selectors);
 	memset(options, 0, sizeof(*options));
 }
 

@@ -8,6 +8,8 @@
  * beats the file, which beats the default. Constant once parsed.
  */
 #include "accelerate.h"
+#include "kube_repair.h"
+#include "kube_selector.h"
 #include "log.h"
 #include "pod_policy.h"
 #include "redirect.h"
@@ -59,6 +61,9 @@ enum option_id {
 	OPTION_AMBIENT_DNS_CAPTURE,
 	OPTION_WITHOUT_ZTUNNEL,
 	OPTION_ENROL_EXISTING,
+	OPTION_ENABLEMENT_SELECTORS,
+	OPTION_DISCOVERY_SELECTORS,
+	OPTION_REPAIR,
 	OPTION_KUBELET_CGROUP,
 	OPTION_INSTALL_CNI,
 	OPTION_CNI_CONF_DIR,
@@ -89,6 +94,12 @@ struct options {
 	const char *run_dir;
 	bool cgroup_root_given;
 	bool kubernetes_auto;
+	const char *kubeconfig; /* NULL: not given */
+	char *node_name;	/* owned */
+	const char *ztunnel_socket;
+	bool ztunnel_socket_given, admit_without_ztunnel, reset_existing;
+	struct kube_selectors selectors;
+	struct kube_repair_config repair;
 	uint32_t reconcile_ms; /* how often every pod is compared with the kernel */
 	enum log_level log_level;
 	enum log_format log_format;

@@ -287,6 +287,7 @@ static void set_knobs(struct accelerate *a)
 	a->skel->rodata->max_messages = cfg->max_messages;
 	a->skel->rodata->budget = cfg->budget;
 	a->skel->rodata->pod_budget = cfg->pod_budget;
+	a->skel->rodata->learning = cfg->learning;
 	a->skel->rodata->guards = accelerate_guards();
 	a->skel->rodata->netns_by_inode = a->host.netns_by_inode;
 	a->skel->rodata->rmem_is_exact = a->probe.results[TEST_MEMORY].finding == FINDING_AS_TCP &&

@@ -98,6 +98,8 @@ static void show_attachment(struct ctl_out *out, const json_t *pod)
 		  ctl_string(pod, "name", "-"));
 	ctl_field(out, "Decision", strcmp(decision, "redirect") == 0 ? CTL_GOOD : CTL_PLAIN, "%s",
 		  decision);
+	if (json_object_get(pod, "mode"))
+		ctl_field(out, "Mode", CTL_PLAIN, "%s", ctl_string(pod, "mode", ""));
 	ctl_field(out, "Why", CTL_PLAIN, "%s", ctl_string(pod, "reason", ""));
 	show_engine(out, pod);
 	show_acceleration(out, pod);

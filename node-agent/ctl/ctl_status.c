@@ -110,6 +110,57 @@ static void show_accelerator(struct ctl_out *out, const json_t *accelerate)
 			  "an earlier one has stopped, and goes when its last socket is closed");
 }
 
+static void show_kubernetes(struct ctl_out *out, const json_t *kubernetes)
+{
+	bool current = json_is_true(json_object_get(kubernetes, "current"));
+
+	if (!json_is_object(kubernetes)) {
+		ctl_field(out, "API server", CTL_PLAIN, "not watched");
+		return;
+	}
+	ctl_field(
+		out, "API server", current ? CTL_PLAIN : CTL_WARN,
+		"%s as node %s: %" JSON_INTEGER_FORMAT " pods, %" JSON_INTEGER_FORMAT " namespaces",
+		current ? "watched" : "not reached, last known", ctl_string(kubernetes, "node", ""),
+		ctl_integer(kubernetes, "pods", 0), ctl_integer(kubernetes, "namespaces", 0));
+}
+
+static void show_ztunnel(struct ctl_out *out, const json_t *ztunnel)
+{
+	json_int_t ready = ctl_integer(ztunnel, "ready", 0);
+	json_int_t pods = ctl_integer(ztunnel, "pods", 0);
+	json_int_t refused = ctl_integer(ztunnel, "refused", 0);
+
+	if (!json_is_object(ztunnel)) {
+		ctl_field(out, "ztunnel", CTL_PLAIN, "not served: no ambient pod so far");
+		return;
+	}
+	ctl_field(out, "ztunnel", ready || !pods ? CTL_PLAIN : CTL_WARN,
+		  "%" JSON_INTEGER_FORMAT " connected, %" JSON_INTEGER_FORMAT " pods for it", ready,
+		  pods);
+	if (refused)
+		ctl_field(out, "", CTL_WARN, "%" JSON_INTEGER_FORMAT " pods refused by it",
+			  refused);
+}
+
+/* Absent from the answer of an agent from before it. */
+static void show_enrolment(struct ctl_out *out, const json_t *enrolment)
+{
+	json_int_t joined = ctl_integer(enrolment, "joined", 0);
+	json_int_t left = ctl_integer(enrolment, "left", 0);
+
+	if (!json_is_object(enrolment))
+		return;
+	show_kubernetes(out, json_object_get(enrolment, "kubernetes"));
+	show_ztunnel(out, json_object_get(enrolment, "ztunnel"));
+	if (joined || left)
+		ctl_field(out, "", CTL_PLAIN,
+			  "%" JSON_INTEGER_FORMAT " pods joined, %" JSON_INTEGER_FORMAT
+			  " left, by what "
+			  "the API said",
+			  joined, left);
+}
+
 static void show(const struct ctl_options *opt, const json_t *answer, struct ctl_out *out)
 {
 	const json_t *counters = json_object_get(answer, "counters");
@@ -127,6 +178,7 @@ static void show(const struct ctl_options *opt, const json_t *answer, struct ctl
 	ctl_field(out, "Pins", CTL_PLAIN, "%s", ctl_string(answer, "bpffsDir", ""));
 	ctl_field(out, "Cgroup", CTL_PLAIN, "%s", ctl_string(answer, "cgroup", ""));
 	show_accelerator(out, json_object_get(answer, "accelerate"));
+	show_enrolment(out, json_object_get(answer, "enrolment"));
 	show_changes(out, counters);
 	if (json_is_integer(json_object_get(counters, "handovers")))
 		ctl_field(out, "Hand-overs", CTL_PLAIN, "%" JSON_INTEGER_FORMAT " under way",

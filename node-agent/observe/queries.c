@@ -3,6 +3,7 @@
 
 #include "accelerate.h"
 #include "agent_protocol.h"
+#include "enrolment.h"
 #include "error.h"
 #include "json.h"
 #include "kernel_probe.h"
@@ -46,17 +47,30 @@ static json_t *status(const struct queries *q)
 
 	clock_gettime(CLOCK_BOOTTIME, &now);
 	registration_count(q->registration, &counts);
-	return answer(json_pack(
-		"{s:s, s:s, s:s, s:I, s:{s:I, s:I, s:I, s:O?}, s:s, s:s, s:s, s:s, "
-		"s:o, s:o}",
-		"version", SOCKMESH_VERSION, "engine", redirect_engine(q->redirect), "engineReason",
-		redirect_reason(q->redirect), "uptimeSeconds",
-		(json_int_t)(now.tv_sec - q->started_s), "pods", "redirected",
-		(json_int_t)counts.redirected, "skipped", (json_int_t)counts.skipped, "orphaned",
-		(json_int_t)counts.orphaned, "engines", json_object_get(counters, "engines"),
-		"runDir", q->options->run_dir, "bpffsDir", q->options->redirect.bpffs_dir, "cgroup",
-		q->attach_dir, "mesh", q->options->text[OPTION_MESH], "counters", counters,
-		"accelerate", accelerate_json(q->accelerate)));
+	return answer(json_pack("{s:s, s:s, s:s, s:I, s:{s:I, s:I, s:I, s:O?}, s:s, s:s, s:s, s:s, "
+				"s:o, s:o, s:o}",
+				"version", SOCKMESH_VERSION, "engine", redirect_engine(q->redirect),
+				"engineReason", redirect_reason(q->redirect), "uptimeSeconds",
+				(json_int_t)(now.tv_sec - q->started_s), "pods", "redirected",
+				(json_int_t)counts.redirected, "skipped",
+				(json_int_t)counts.skipped, "orphaned", (json_int_t)counts.orphaned,
+				"engines", json_object_get(counters, "engines"), "runDir",
+				q->options->run_dir, "bpffsDir", q->options->redirect.bpffs_dir,
+				"cgroup", q->attach_dir, "mesh", q->options->text[OPTION_MESH],
+				"counters", counters, "accelerate", accelerate_json(q->accelerate),
+				"enrolment", enrolment_status(q->enrolment)));
+}
+
+static const char *mode_name(enum pod_mode mode)
+{
+	switch (mode) {
+	case POD_SIDECAR:
+		return "sidecar";
+	case POD_AMBIENT:
+		return "ambient";
+	default:
+		return "none";
+	}
 }
 
 /* ---- pods and pod --------------------------------------------------------------------------- */
@@ -92,7 +106,7 @@ static const char *accelerate_reason(const struct queries *q, const struct pod *
 {
 	const char *engine;
 
-	if (pod->mode != POD_SIDECAR)
+	if (pod->mode == POD_SKIP)
 		return accelerate_pod_reason(q->accelerate, pod->cookie);
 	engine = redirect_pod_engine(q->redirect, pod->cookie);
 	if (!strcmp(engine, "ebpf"))
@@ -103,14 +117,14 @@ static const char *accelerate_reason(const struct queries *q, const struct pod *
 
 static json_t *pod_json(const struct queries *q, const struct pod *pod)
 {
-	bool redirected = pod->mode == POD_SIDECAR;
+	bool redirected = pod->mode != POD_SKIP;
 	const char *why_engine =
 		redirected ? redirect_pod_engine_reason(q->redirect, pod->cookie) : NULL;
 	char cookie[24], since[TIME_TEXT_MAX], why_accelerate[96];
 
 	snprintf(cookie, sizeof(cookie), "%" PRIu64, pod->cookie);
 	return json_pack("{s:s?, s:s?, s:s?, s:s, s:s, s:s, s:s, s:s, s:s?, s:o, s:b, s:o, s:s?, "
-			 "s:s, s:s?, s:s, s:s, s:s?}",
+			 "s:s, s:s?, s:s, s:s, s:s?, s:s}",
 			 "namespace", pod->ns, "name", pod->name, "uid", pod->uid, "containerId",
 			 pod->container_id, "ifName", pod->if_name, "decision",
 			 redirected ? "redirect" : "skip", "reason", pod->reason ?: "", "engine",
@@ -120,7 +134,8 @@ static json_t *pod_json(const struct queries *q, const struct pod *pod)
 			 "cgroup", pod->cgroup, "since", pod_state_time(pod->since_s, since),
 			 "accelerate", accelerate_pod_level(q->accelerate, pod->cookie),
 			 "accelerateReason",
-			 accelerate_reason(q, pod, why_accelerate, sizeof(why_accelerate)));
+			 accelerate_reason(q, pod, why_accelerate, sizeof(why_accelerate)), "mode",
+			 mode_name(pod->mode));
 }
 
 static json_t *pods(const struct queries *q)
@@ -251,8 +266,7 @@ static json_t *pod_details(const struct queries *q, const struct agent_request *
 		add_rules(rules, "inbound", pod->plan->inbound, pod->plan->n_inbound);
 	}
 	lists = pod->plan ? lists_json(pod->plan) : json_object();
-	counters =
-		pod->mode == POD_SIDECAR ? redirect_pod_counters(q->redirect, pod->cookie) : NULL;
+	counters = pod->mode != POD_SKIP ? redirect_pod_counters(q->redirect, pod->cookie) : NULL;
 	return answer(json_pack("{s:o, s:o, s:o, s:o}", "pod", pod_json(q, pod), "rules", rules,
 				"lists", lists, "counters", object_or_empty(counters)));
 }
@@ -311,6 +325,7 @@ static json_t *explain(const struct queries *q, const struct agent_request *req)
 	flow.uid =
 		req->uid >= 0 ? (uint32_t)req->uid : application_id(&pod->plan->proxy_uids, NULL);
 	flow.gid = req->gid >= 0 ? (uint32_t)req->gid : application_gid(pod->plan);
+	flow.knows_kubelet = !strcmp(redirect_pod_engine(q->redirect, pod->cookie), "ebpf");
 	flow.destination_is_local = redirect_address_is_local(q->redirect, pod->cookie, &req->to);
 	rule = redirect_plan_decide(pod->plan, &flow);
 	return answer(json_pack("{s:s, s:i, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:b}", "verdict",

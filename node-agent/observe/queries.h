@@ -11,6 +11,7 @@
 
 struct accelerate;
 struct agent_request;
+struct enrolment;
 struct options;
 struct redirect;
 struct registration;
@@ -22,6 +23,7 @@ struct queries {
 	struct redirect *redirect;
 	struct accelerate *accelerate;
 	struct workload_advice *advice;
+	const struct enrolment *enrolment;
 	const char *attach_dir; /* the cgroup that programs are attached to */
 	int64_t started_s;	/* CLOCK_BOOTTIME */
 };

@@ -22,8 +22,17 @@
 
 enum { LISTEN_BACKLOG = 128 };
 
+struct agent_call {
+	struct peer *peer; /* NULL: it has gone */
+	bool later;
+	bool waits; /* the function has returned, the peer waits */
+	bool is_answered;
+	json_t *reply; /* of an answer that came before the function returned */
+};
+
 struct peer {
 	struct agent_server *server;
+	struct agent_call *call; /* the request that is answered later */
 	struct peer *next, **link;
 	struct event_source *source;
 	int fd;
@@ -75,6 +84,8 @@ static void packets_free(struct peer *peer)
 
 static void peer_free(struct peer *peer)
 {
+	if (peer->call)
+		peer->call->peer = NULL;
 	event_loop_remove(peer->source);
 	*peer->link = peer->next;
 	if (peer->next)
@@ -123,7 +134,50 @@ static bool peer_answer(struct peer *peer, json_t *reply)
 	return peer_flush(peer);
 }
 
-static json_t *handle_packet(struct agent_server *server, size_t size, int netns_fd)
+/* ---- answers that come later ---------------------------------------------------------------- */
+
+void agent_call_later(struct agent_call *call)
+{
+	call->later = true;
+}
+
+void agent_call_answer(struct agent_call *call, json_t *reply)
+{
+	struct peer *peer = call->peer;
+
+	if (!call->waits) {
+		call->reply = reply;
+		call->is_answered = true;
+		return;
+	}
+	free(call);
+	if (!peer) {
+		json_decref(reply);
+		return;
+	}
+	peer->call = NULL;
+	peer->progress_ms = monotonic_ms();
+	if (!peer_answer(peer, reply))
+		peer_free(peer);
+}
+
+/* Until the answer comes only the peer's end is of interest, which epoll reports unasked. */
+static bool peer_wait(struct peer *peer, struct agent_call *call)
+{
+	struct error err = {0};
+
+	peer->call = call;
+	call->waits = true;
+	if (!event_loop_set_events(peer->source, 0, &err))
+		return true;
+	warn(&peer->server->failures, &err, "cannot wait for an answer");
+	return false;
+}
+
+/* ---- requests ------------------------------------------------------------------------------- */
+
+static json_t *handle_packet(struct agent_server *server, size_t size, int netns_fd,
+			     struct agent_call *call)
 {
 	struct agent_request req;
 	struct error err = {0};
@@ -136,7 +190,7 @@ static json_t *handle_packet(struct agent_server *server, size_t size, int netns
 		return agent_reply_refusal(AGENT_CODE_BUSY, true, err.text);
 	if (r)
 		return agent_reply_refusal(AGENT_CODE_BAD_REQUEST, false, err.text);
-	reply = server->fn(&req, netns_fd, server->arg);
+	reply = server->fn(&req, netns_fd, call, server->arg);
 	agent_request_done(&req);
 	return reply;
 }
@@ -145,7 +199,9 @@ static bool peer_receive(struct peer *peer)
 {
 	struct agent_server *server = peer->server;
 	scoped_fd int netns_fd = -1;
+	struct agent_call *call;
 	struct error err = {0};
+	json_t *reply;
 	size_t size = 0;
 	int r = agent_packet_receive(peer->fd, server->buffer, sizeof(server->buffer), &size,
 				     &netns_fd, &err);
@@ -160,7 +216,17 @@ static bool peer_receive(struct peer *peer)
 	if (r || !size)
 		return false;
 	peer->progress_ms = monotonic_ms();
-	return peer_answer(peer, handle_packet(server, size, netns_fd));
+	call = calloc(1, sizeof(*call));
+	if (!call)
+		return peer_answer(peer, NULL);
+	call->peer = peer;
+	reply = handle_packet(server, size, netns_fd, call);
+	if (call->later && !call->is_answered)
+		return peer_wait(peer, call);
+	if (call->later)
+		reply = call->reply;
+	free(call);
+	return peer_answer(peer, reply);
 }
 
 static void on_peer(int fd, uint32_t events, void *arg)
@@ -267,7 +333,7 @@ static void on_timer(void *arg)
 
 	for (struct peer *peer = server->peers, *next; peer; peer = next) {
 		next = peer->next;
-		if (now - peer->progress_ms >= server->cfg.peer_timeout_ms)
+		if (!peer->call && now - peer->progress_ms >= server->cfg.peer_timeout_ms)
 			peer_free(peer);
 	}
 	if (!server->accepting && !event_loop_set_events(server->listen_source, EPOLLIN, &err))

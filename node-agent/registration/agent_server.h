@@ -9,6 +9,7 @@
  */
 #include <jansson.h>
 
+struct agent_call;
 struct agent_request;
 struct agent_server;
 struct error;
@@ -20,8 +21,19 @@ struct agent_server_config {
 	unsigned peer_timeout_ms; /* for the next request, and for reading an answer */
 };
 
-/* Owns neither req nor netns_fd (-1: none). Returns a new reference; NULL without memory. */
-typedef json_t *(*agent_server_fn)(const struct agent_request *req, int netns_fd, void *arg);
+/*
+ * One request. The answer is a new reference; NULL: there is no memory for one. netns_fd (-1: none)
+ * stays the server's, and so does *req, but what it holds may be taken over (the rest zeroed).
+ *
+ * A function that cannot answer yet calls agent_call_later() and returns NULL. From then on it owes
+ * an answer to agent_call_answer(), exactly once and before the server is closed, also when the
+ * peer has gone meanwhile; no further request of that peer is read until then.
+ */
+typedef json_t *(*agent_server_fn)(struct agent_request *req, int netns_fd, struct agent_call *call,
+				   void *arg);
+
+void agent_call_later(struct agent_call *call);
+void agent_call_answer(struct agent_call *call, json_t *reply); /* takes reply over, frees call */
 
 /* Replaces a socket that a dead agent left; the caller holds the run directory's lock. */
 int agent_server_open(const struct agent_server_config *cfg, struct event_loop *loop,

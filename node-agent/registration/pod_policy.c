@@ -3,6 +3,8 @@
 
 #include "error.h"
 #include "json.h"
+#include "kube_pod.h"
+#include "kube_selector.h"
 #include "pod_annotations.h"
 
 #include <errno.h>
@@ -10,10 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define REDIRECTION "sockmesh.io/redirection"
-#define INJECT	    "sidecar.istio.io/inject"
-#define STATUS	    "sidecar.istio.io/status"
-#define TRAFFIC	    "traffic.sidecar.istio.io/"
+#define REDIRECTION    "sockmesh.io/redirection"
+#define INJECT	       "sidecar.istio.io/inject"
+#define STATUS	       "sidecar.istio.io/status"
+#define TRAFFIC	       "traffic.sidecar.istio.io/"
+#define DNS_ANNOTATION "sockmesh.io/dns-capture"
+#define UID_ANNOTATION "sockmesh.io/proxy-uid"
+#define GID_ANNOTATION "sockmesh.io/proxy-gid"
 
 enum {
 	OWNER_GROUPS_MAX = 64, /* Istio's own limit */
@@ -57,6 +62,15 @@ static const char istio_status_port[] = "15020";
 static bool is_istio(const struct policy_config *cfg)
 {
 	return strcmp(cfg->mesh.name, mesh_presets[MESH_ISTIO].name) == 0;
+}
+
+/* The container of Istio's sidecar, or NULL: not known, or another mesh's pod. */
+static const struct kube_proxy *istio_proxy(const struct policy_config *cfg,
+					    const struct pod_facts *pod)
+{
+	return pod->kube_pod && pod->kube_pod->proxy.present && is_istio(cfg)
+		       ? &pod->kube_pod->proxy
+		       : NULL;
 }
 
 /* ---- annotations --------------------------------------------------------------------------- */
@@ -205,17 +219,31 @@ static int read_groups(const struct policy_config *cfg, struct redirect_settings
 	return 0;
 }
 
+/* *ret_value stays as it was when the pod has no such annotation. */
+static int read_bool(const struct pod_facts *pod, const char *name, bool *ret_value,
+		     struct error *err)
+{
+	const char *text = NULL;
+	int r = get_annotation(pod, name, &text, err);
+
+	if (r < 0 || !text)
+		return r;
+	if (!pod_value_bool(text, ret_value))
+		return value_error(name, text, "true or false", err);
+	return 0;
+}
+
 static int read_dns_capture(const struct policy_config *cfg, const struct pod_facts *pod,
 			    struct redirect_settings *s, struct error *err)
 {
-	static const char name[] = "sockmesh.io/dns-capture";
-	const char *text = "false";
-	int r = get_annotation(pod, name, &text, err);
+	static const char name[] = DNS_ANNOTATION;
+	const struct kube_proxy *proxy = istio_proxy(cfg, pod);
+	int r;
 
+	s->dns_capture = proxy && proxy->dns_capture == KUBE_ENV_TRUE;
+	r = read_bool(pod, name, &s->dns_capture, err);
 	if (r < 0)
 		return r;
-	if (!pod_value_bool(text, &s->dns_capture))
-		return value_error(name, text, "true or false", err);
 	if (s->dns_capture && cfg->mesh.dns_port == 0)
 		return error_set(
 			err, EINVAL,
@@ -285,6 +313,29 @@ static int read_accelerate(const struct pod_facts *pod, enum accelerate_wish *re
 	return 0;
 }
 
+/* Our annotations count first, then the container's own securityContext; root is not believed. */
+static int read_identity(const struct policy_config *cfg, const struct pod_facts *pod,
+			 struct redirect_settings *s, struct error *err)
+{
+	const struct kube_proxy *proxy = istio_proxy(cfg, pod);
+	uint32_t uid = proxy && proxy->run_as_user ? proxy->run_as_user : cfg->mesh.proxy_uid;
+	uint32_t gid = proxy && proxy->run_as_group ? proxy->run_as_group : cfg->mesh.proxy_gid;
+	int r = read_proxy_ids(pod, UID_ANNOTATION, uid, &s->proxy_uids, err);
+
+	if (r < 0)
+		return r;
+	return read_proxy_ids(pod, GID_ANNOTATION, gid, &s->proxy_gids, err);
+}
+
+static bool drop_invalid(const struct policy_config *cfg, const struct pod_facts *pod)
+{
+	const struct kube_proxy *proxy = istio_proxy(cfg, pod);
+
+	if (proxy && proxy->invalid_drop == KUBE_ENV_TRUE)
+		return true;
+	return cfg->drop_invalid && !(proxy && proxy->invalid_drop == KUBE_ENV_FALSE);
+}
+
 static int check_mesh(const struct policy_config *cfg, struct error *err)
 {
 	if (cfg->mesh.outbound_port == 0 || cfg->mesh.inbound_port == 0)
@@ -303,7 +354,7 @@ static int read_settings(const struct policy_config *cfg, const struct pod_facts
 	s->tunnel_port = cfg->mesh.tunnel_port;
 	s->capture_ipv6 = cfg->capture_ipv6;
 	s->loopback4 = cfg->loopback4;
-	s->drop_invalid = cfg->drop_invalid;
+	s->drop_invalid = drop_invalid(cfg, pod);
 	if (r == 0)
 		r = read_interception(pod, s, err);
 	if (r == 0)
@@ -311,17 +362,45 @@ static int read_settings(const struct policy_config *cfg, const struct pod_facts
 	if (r == 0)
 		r = read_dns_capture(cfg, pod, s, err);
 	if (r == 0)
-		r = read_proxy_ids(pod, "sockmesh.io/proxy-uid", cfg->mesh.proxy_uid,
-				   &s->proxy_uids, err);
-	if (r == 0)
-		r = read_proxy_ids(pod, "sockmesh.io/proxy-gid", cfg->mesh.proxy_gid,
-				   &s->proxy_gids, err);
+		r = read_identity(cfg, pod, s, err);
 	if (r == 0)
 		r = read_port_lists(cfg, pod, s, err);
 	if (r == 0)
 		r = read_prefix_lists(pod, s, err);
 	if (r == 0)
 		r = read_groups(cfg, s, err);
+	return r;
+}
+
+/*
+ * Of an ambient pod: what Istio's agent reads when it makes the rules. Our own annotation about DNS
+ * counts before Istio's.
+ */
+static int read_ambient_settings(const struct policy_config *cfg, const struct pod_facts *pod,
+				 struct redirect_settings *s, struct error *err)
+{
+	const struct mesh_preset *istio = &mesh_presets[MESH_ISTIO];
+	bool present = false, bypass_inbound = false;
+	int r;
+
+	*s = (struct redirect_settings){.ambient = true,
+					.outbound_port = istio->outbound_port,
+					.inbound_port = istio->inbound_port,
+					.dns_port = istio->dns_port,
+					.tunnel_port = istio->tunnel_port,
+					.capture_ipv6 = cfg->capture_ipv6,
+					.loopback4 = cfg->loopback4,
+					.dns_capture = cfg->ambient_dns_capture,
+					.outbound_include_all = true};
+	r = read_bool(pod, "ambient.istio.io/dns-capture", &s->dns_capture, err);
+	if (r == 0)
+		r = read_bool(pod, DNS_ANNOTATION, &s->dns_capture, err);
+	if (r == 0)
+		r = read_bool(pod, "ambient.istio.io/bypass-inbound-capture", &bypass_inbound, err);
+	if (r == 0)
+		r = read_names(pod, "istio.io/reroute-virtual-interfaces", &present,
+			       &s->reroute_interfaces, err);
+	s->inbound_include_all = !bypass_inbound;
 	return r;
 }
 
@@ -364,7 +443,7 @@ static const char *find_own_pod(const char *const *own_pods, const char *ns, con
 	return NULL;
 }
 
-/* Pods that are never touched, whatever their annotations say. */
+/* Pods that are never touched, whatever their annotations say; the configuration says so. */
 static bool is_excluded(const struct policy_config *cfg, const struct pod_facts *pod,
 			struct pod_decision *d)
 {
@@ -383,6 +462,29 @@ static bool is_excluded(const struct policy_config *cfg, const struct pod_facts 
 		snprintf(d->reason, sizeof(d->reason), "own pods %s are never redirected",
 			 pod_value_quote(own, quoted));
 	return own;
+}
+
+/* The proxy's own pods: connections of theirs would come back to them. */
+static bool is_ztunnel(const struct policy_config *cfg, const struct pod_facts *pod)
+{
+	const char *system = cfg->system_namespace ? cfg->system_namespace : "istio-system";
+	const char *app = json_string_value(json_object_get(pod->labels, "app"));
+
+	return pod->ns && strcmp(pod->ns, system) == 0 && app && strcmp(app, "ztunnel") == 0;
+}
+
+/* And the same, because of what they are. NULL: it may be redirected. */
+static const char *untouchable(const struct policy_config *cfg, const struct pod_facts *pod)
+{
+	if (pod->kube_pod && pod->kube_pod->host_network)
+		return "it has the host's network namespace (hostNetwork)";
+	if (is_ztunnel(cfg, pod))
+		return "ztunnel's own pods are never redirected";
+	if (pod->kube_pod && kube_pod_ended(pod->kube_pod))
+		return "it has ended: its containers do not start again";
+	if (pod->kube_ns && !pod->kube_ns->discovered)
+		return "its namespace is not selected by --discovery-selectors";
+	return NULL;
 }
 
 /* The label counts before the annotation; what Go's ParseBool does not take is no refusal. */
@@ -448,26 +550,48 @@ static int read_status(const struct pod_facts *pod, struct injector_status *ret,
 	return read_init_containers(status, ret, err);
 }
 
-/* Istio's own terms, for a pod that says nothing in ours. */
-static int decide_as_istio(const struct pod_facts *pod, struct pod_decision *d, struct error *err)
+/* An injected pod whose spec says that it is not to be redirected to a sidecar; NULL: it is. */
+static const char *refused_by_spec(const struct policy_config *cfg, const struct pod_facts *pod)
+{
+	const struct kube_pod *known = is_istio(cfg) ? pod->kube_pod : NULL;
+
+	if (!known)
+		return NULL;
+	if (known->istio_init)
+		return "the pod redirects itself: it has a container istio-init";
+	if (!known->proxy.present)
+		return "the pod has no container istio-proxy";
+	if (known->proxy.disable_envoy == KUBE_ENV_TRUE)
+		return "its proxy does not run: DISABLE_ENVOY is true";
+	if (known->proxy.other_type)
+		return "its proxy is not a sidecar but a gateway, by its arguments";
+	return NULL;
+}
+
+static bool has_status(const struct pod_facts *pod)
+{
+	const json_t *status = json_object_get(pod->annotations, STATUS);
+
+	return status && !json_is_null(status);
+}
+
+static const char no_sidecar[] = "no sidecar: neither annotation " STATUS " nor " REDIRECTION;
+
+/* The injector has been there. */
+static int decide_injected(const struct policy_config *cfg, const struct pod_facts *pod,
+			   struct pod_decision *d, struct error *err)
 {
 	struct injector_status status = {0};
-	const char *reason;
-	bool refused;
-	int r = read_inject(pod, &refused, &reason, err);
+	const char *refused = refused_by_spec(cfg, pod);
+	int r = read_status(pod, &status, err);
 
 	if (r < 0)
 		return r;
-	if (refused) {
-		decide_skip(d, reason);
-		return 0;
-	}
-	r = read_status(pod, &status, err);
-	if (r < 0)
-		return r;
 	if (!status.present)
-		decide_skip(d, "no sidecar: neither annotation " STATUS " nor " REDIRECTION);
-	else if (status.redirects_itself)
+		decide_skip(d, no_sidecar);
+	else if (refused)
+		decide_skip(d, refused);
+	else if (status.redirects_itself && !pod->kube_pod)
 		decide_skip(d, "the pod redirects itself: annotation " STATUS
 			       " lists istio-init among its init containers");
 	else
@@ -475,7 +599,86 @@ static int decide_as_istio(const struct pod_facts *pod, struct pod_decision *d, 
 	return 0;
 }
 
-static int decide_mode(const struct pod_facts *pod, struct pod_decision *d, struct error *err)
+/*
+ * What is missing is the pod's labels, or its namespace's. A namespace that would select a pod
+ * without labels is ambient, so that the pod most likely is; one that starts un-captured there
+ * would bypass ztunnel for as long as the API server is silent.
+ */
+static void decide_later(const struct policy_config *cfg, const struct pod_facts *pod,
+			 struct pod_decision *d)
+{
+	bool hold = pod->kube_ns &&
+		    kube_selectors_select(cfg->selectors, pod->kube_ns->selected, pod->labels) >= 0;
+
+	d->mode = POD_UNDECIDED;
+	d->hold = hold;
+	snprintf(d->reason, sizeof(d->reason), "%s",
+		 hold ? "its namespace is ambient, and what the API server says of the pod is not "
+			"known yet"
+		      : "not redirected until the API server says whether it is to be");
+}
+
+/* refused: the reason why the pod wants no sidecar, or NULL. */
+static void decide_by_labels(const struct policy_config *cfg, const struct pod_facts *pod,
+			     const char *refused, struct pod_decision *d)
+{
+	int selector;
+
+	if (!cfg->selectors) {
+		decide_skip(d, refused ? refused : no_sidecar);
+		return;
+	}
+	if (!pod->kube_pod || !pod->kube_ns) {
+		decide_later(cfg, pod, d);
+		return;
+	}
+	selector = kube_selectors_select(cfg->selectors, pod->kube_ns->selected, pod->labels);
+	if (selector >= 0) {
+		d->mode = POD_AMBIENT;
+		snprintf(d->reason, sizeof(d->reason),
+			 "number %d of --enablement-selectors selects the pod and its namespace",
+			 selector + 1);
+		return;
+	}
+	snprintf(d->reason, sizeof(d->reason),
+		 "%s; and not ambient: none of %zu "
+		 "--enablement-selectors selects the pod and its namespace",
+		 refused ? refused : no_sidecar, cfg->selectors->n_enablement);
+}
+
+/* Istio's own terms. A sidecar counts before labels that select the pod for ambient. */
+static int decide_as_istio(const struct policy_config *cfg, const struct pod_facts *pod,
+			   struct pod_decision *d, struct error *err)
+{
+	const char *reason;
+	bool refused;
+	int r = read_inject(pod, &refused, &reason, err);
+
+	if (r < 0)
+		return r;
+	if (!has_status(pod))
+		decide_by_labels(cfg, pod, refused ? reason : NULL, d);
+	else if (refused)
+		decide_skip(d, reason);
+	else
+		r = decide_injected(cfg, pod, d, err);
+	return r;
+}
+
+static int decide_ambient(const struct policy_config *cfg, const struct pod_facts *pod,
+			  struct pod_decision *d, struct error *err)
+{
+	if (!has_status(pod)) {
+		d->mode = POD_AMBIENT;
+		snprintf(d->reason, sizeof(d->reason), "annotation " REDIRECTION " is ambient");
+		return 0;
+	}
+	/* With both, the sidecar's connections would be captured by ztunnel once more. */
+	return decide_as_istio(cfg, pod, d, err);
+}
+
+static int decide_mode(const struct policy_config *cfg, const struct pod_facts *pod,
+		       struct pod_decision *d, struct error *err)
 {
 	struct injector_status status = {0};
 	const char *redirection = NULL;
@@ -484,15 +687,13 @@ static int decide_mode(const struct pod_facts *pod, struct pod_decision *d, stru
 	if (r < 0)
 		return r;
 	if (!redirection)
-		return decide_as_istio(pod, d, err);
+		return decide_as_istio(cfg, pod, d, err);
 	if (strcmp(redirection, "none") == 0) {
 		decide_skip(d, "annotation " REDIRECTION " is none");
 		return 0;
 	}
 	if (strcmp(redirection, "ambient") == 0)
-		return error_set(err, ENOTSUP,
-				 "annotation " REDIRECTION ": ambient is not built yet, only "
-				 "sidecar and none");
+		return decide_ambient(cfg, pod, d, err);
 	if (strcmp(redirection, "sidecar") != 0)
 		return value_error(REDIRECTION, redirection, "sidecar, ambient or none", err);
 	/* It overrules what the status says, but a status that says nothing legible is refused. */
@@ -503,26 +704,82 @@ static int decide_mode(const struct pod_facts *pod, struct pod_decision *d, stru
 	return 0;
 }
 
+static int decide_known(const struct policy_config *cfg, const struct pod_facts *pod,
+			struct pod_decision *d, struct error *err)
+{
+	const char *reason = untouchable(cfg, pod);
+
+	if (is_excluded(cfg, pod, d))
+		return 0;
+	if (reason) {
+		decide_skip(d, reason);
+		return 0;
+	}
+	if (pod->annotations)
+		return decide_mode(cfg, pod, d, err);
+	if (cfg->selectors)
+		decide_later(cfg, pod, d);
+	else
+		decide_skip(d, "annotations unknown: the container runtime did not pass them, so "
+			       "nothing asks for redirection");
+	return 0;
+}
+
+/* As Istio: a boolean of the proxy's environment that cannot be read is no reason to refuse. */
+static void warn_of_environment(const struct policy_config *cfg, const struct pod_facts *pod,
+				struct pod_decision *d)
+{
+	const struct kube_proxy *proxy = istio_proxy(cfg, pod);
+	const char *name;
+
+	if (!proxy)
+		return;
+	name = proxy->disable_envoy == KUBE_ENV_ILLEGIBLE  ? "DISABLE_ENVOY"
+	       : proxy->dns_capture == KUBE_ENV_ILLEGIBLE  ? "ISTIO_META_DNS_CAPTURE"
+	       : proxy->invalid_drop == KUBE_ENV_ILLEGIBLE ? "INVALID_DROP"
+							   : NULL;
+	if (name)
+		snprintf(d->warning, sizeof(d->warning),
+			 "%s of container istio-proxy is not true or false, and ignored", name);
+}
+
+/* What the API says counts, where it is known. */
+static struct pod_facts known_facts(const struct pod_facts *pod)
+{
+	struct pod_facts facts = *pod;
+
+	if (pod->kube_pod) {
+		facts.ns = pod->kube_pod->ns;
+		facts.name = pod->kube_pod->name;
+		facts.annotations = pod->kube_pod->annotations;
+		facts.labels = pod->kube_pod->labels;
+	}
+	return facts;
+}
+
 int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *pod,
 		      struct pod_decision *ret, struct error *err)
 {
+	const struct pod_facts facts = known_facts(pod);
 	struct pod_decision d = {.mode = POD_SKIP};
-	int r = 0;
+	int r = decide_known(cfg, &facts, &d, err);
 
-	if (!is_excluded(cfg, pod, &d)) {
-		if (pod->annotations)
-			r = decide_mode(pod, &d, err);
-		else
-			decide_skip(&d, "annotations unknown: the container runtime did not pass "
-					"them, so nothing asks for redirection");
-	}
 	if (r == 0 && d.mode == POD_SIDECAR)
-		r = read_settings(cfg, pod, &d.settings, err);
+		r = read_settings(cfg, &facts, &d.settings, err);
+	if (r == 0 && d.mode == POD_AMBIENT)
+		r = read_ambient_settings(cfg, &facts, &d.settings, err);
 	if (r == 0 && d.mode == POD_SIDECAR)
-		r = read_accelerate(pod, &d.accelerate, err);
+		r = read_accelerate(&facts, &d.accelerate, err);
 	if (r < 0) {
 		pod_decision_done(&d);
 		return r;
+	}
+	if (d.mode == POD_SIDECAR)
+		warn_of_environment(cfg, &facts, &d);
+	if (d.mode == POD_AMBIENT && facts.not_yet) {
+		pod_decision_done(&d);
+		d = (struct pod_decision){.mode = POD_SKIP};
+		decide_skip(&d, facts.not_yet);
 	}
 	*ret = d;
 	return 0;
@@ -531,4 +788,110 @@ int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *p
 void pod_decision_done(struct pod_decision *decision)
 {
 	redirect_settings_done(&decision->settings);
+}
+
+/* ---- what a decision follows from ---------------------------------------------------------- */
+
+/* FNV-1a of 64 bits; the NUL at its end keeps a text apart from the next. */
+static uint64_t digest_bytes(uint64_t digest, const void *bytes, size_t n)
+{
+	const unsigned char *byte = bytes;
+
+	for (size_t i = 0; i < n; i++)
+		digest = (digest ^ byte[i]) * UINT64_C(0x100000001b3);
+	return digest;
+}
+
+static uint64_t digest_text(uint64_t digest, const char *text)
+{
+	return text ? digest_bytes(digest, text, strlen(text) + 1) : digest_bytes(digest, "\1", 1);
+}
+
+/* The order of an object's members means nothing. */
+static uint64_t digest_object(uint64_t digest, const json_t *object)
+{
+	uint64_t sum = object ? 1 : 0;
+	const char *key;
+	json_t *value;
+
+	json_object_foreach ((json_t *)object, key, value)
+		sum += digest_text(digest_text(UINT64_C(0xcbf29ce484222325), key),
+				   json_string_value(value));
+	return digest_bytes(digest, &sum, sizeof(sum));
+}
+
+static uint64_t digest_pod(uint64_t digest, const struct kube_pod *pod)
+{
+	const struct kube_proxy *proxy = &pod->proxy;
+	const uint32_t facts[] = {
+		pod->host_network,
+		kube_pod_ended(pod),
+		pod->istio_init,
+		proxy->present,
+		proxy->other_type,
+		proxy->run_as_user,
+		proxy->run_as_group,
+		(uint32_t)proxy->disable_envoy,
+		(uint32_t)proxy->dns_capture,
+		(uint32_t)proxy->invalid_drop,
+	};
+
+	return digest_bytes(digest, facts, sizeof(facts));
+}
+
+uint64_t pod_facts_digest(const struct pod_facts *pod)
+{
+	const struct pod_facts facts = known_facts(pod);
+	uint64_t digest = UINT64_C(0xcbf29ce484222325);
+
+	digest = digest_text(digest, facts.ns);
+	digest = digest_text(digest, facts.name);
+	digest = digest_text(digest, facts.not_yet);
+	digest = digest_object(digest, facts.annotations);
+	digest = digest_object(digest, facts.labels);
+	if (facts.kube_pod)
+		digest = digest_pod(digest, facts.kube_pod);
+	if (facts.kube_ns) {
+		digest = digest_bytes(digest, &facts.kube_ns->selected,
+				      sizeof(facts.kube_ns->selected));
+		digest = digest_text(digest, facts.kube_ns->discovered ? "yes" : "no");
+	}
+	return digest;
+}
+
+static int remember_number(json_t *annotations, const char *name, const struct id_list *ids)
+{
+	char text[16];
+
+	if (json_object_get(annotations, name) || ids->n != 1)
+		return 0;
+	snprintf(text, sizeof(text), "%u", ids->ids[0]);
+	return json_object_set_new(annotations, name, json_string(text));
+}
+
+static int remember_sidecar(json_t *annotations, const struct redirect_settings *s)
+{
+	int r = remember_number(annotations, UID_ANNOTATION, &s->proxy_uids);
+
+	if (r == 0)
+		r = remember_number(annotations, GID_ANNOTATION, &s->proxy_gids);
+	if (r == 0 && s->dns_capture)
+		r = json_object_set_new(annotations, DNS_ANNOTATION, json_string("true"));
+	return r;
+}
+
+json_t *pod_facts_remember(const struct pod_facts *pod, const struct pod_decision *decision)
+{
+	const struct pod_facts facts = known_facts(pod);
+	scoped_json json_t *annotations = json_copy((json_t *)facts.annotations);
+	int r = 0;
+
+	if (!annotations || !facts.kube_pod ||
+	    (decision->mode != POD_AMBIENT && decision->mode != POD_SIDECAR))
+		return json_incref(annotations);
+	if (decision->mode == POD_AMBIENT)
+		r = json_object_set_new(annotations, REDIRECTION, json_string("ambient"));
+	else
+		r = remember_sidecar(annotations, &decision->settings);
+	return r == 0 ? json_incref(annotations) : NULL;
 }

@@ -3,9 +3,12 @@
 #define SOCKMESH_POD_POLICY_H
 
 /*
- * Annotations, labels and configuration in; a decision with its reason in words and, for a pod
- * that is redirected, the settings of its plan out. Pure. Semantics and defaults of every
- * annotation: docs/configuration.md.
+ * Annotations, labels, what the API says and configuration in; a decision with its reason in words
+ * and, for a pod that is redirected, the settings of its plan out. Pure. Semantics and defaults of
+ * every annotation: docs/configuration.md.
+ *
+ * Creating a pod never depends on the API server: what the API says is used when it is known, and
+ * without it sidecars are decided about from annotations alone.
  */
 #include "accelerate.h"
 #include "redirect_plan.h"
@@ -13,6 +16,10 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
+
+struct kube_namespace;
+struct kube_pod;
+struct kube_selectors;
 
 enum mesh { MESH_ISTIO, MESH_LINKERD, MESH_KUMA, MESH_OSM, MESH_CUSTOM, MESH_COUNT_ };
 
@@ -26,27 +33,40 @@ extern const struct mesh_preset mesh_presets[MESH_COUNT_];
 struct policy_config {
 	struct mesh_preset mesh; /* the preset, with the operator's changes for custom */
 	bool capture_ipv6;
-	bool drop_invalid; /* packets that conntrack calls INVALID; Istio's INVALID_DROP */
+	bool drop_invalid;	  /* packets that conntrack calls INVALID; Istio's INVALID_DROP */
+	bool ambient_dns_capture; /* of pods that say nothing themselves */
 	const char *const *exclude_namespaces; /* NULL-terminated, or NULL */
 	const char *const *own_pods;	  /* "NAMESPACE/NAME-PREFIX", NULL-terminated, or NULL */
 	struct ip_prefix loopback4;	  /* ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR */
 	const char *owner_groups;	  /* "*" or a list; NULL is "*" */
 	const char *owner_groups_exclude; /* list; NULL is none */
+	const struct kube_selectors *selectors; /* NULL: the API server is not asked */
+	const char *system_namespace;		/* of ztunnel; NULL: istio-system */
 };
 
 struct pod_facts {
-	const char *ns, *name, *uid; /* may be NULL */
-	const json_t *annotations;   /* object of strings, or NULL: unknown */
-	const json_t *labels;	     /* the same */
+	const char *ns, *name, *uid;	      /* may be NULL */
+	const char *service_account;	      /* the same; decides nothing */
+	const json_t *annotations;	      /* object of strings, or NULL: unknown */
+	const json_t *labels;		      /* the same */
+	const struct kube_pod *kube_pod;      /* NULL: not known; else it counts, not the above */
+	const struct kube_namespace *kube_ns; /* NULL: not known */
+	const char *not_yet; /* why it is not redirected for now if it is ambient; NULL: it is */
 };
 
-enum pod_mode { POD_SKIP, POD_SIDECAR };
+/*
+ * POD_UNDECIDED is a decision's only: what it takes is not known before the API server has
+ * answered. Until then the pod is as good as one that is skipped.
+ */
+enum pod_mode { POD_SKIP, POD_SIDECAR, POD_AMBIENT, POD_UNDECIDED };
 
 struct pod_decision {
 	enum pod_mode mode;
-	char reason[256];		   /* why, in words, for people */
-	struct redirect_settings settings; /* POD_SIDECAR only */
-	enum accelerate_wish accelerate;   /* the same */
+	bool hold;	  /* POD_UNDECIDED: its namespace is ambient, so do not let it start yet */
+	char reason[256]; /* why, in words, for people */
+	struct redirect_settings settings; /* POD_SIDECAR and POD_AMBIENT */
+	enum accelerate_wish accelerate;   /* POD_SIDECAR only */
+	char warning[128];		   /* what the pod says and nobody can read; else "" */
 };
 
 /*
@@ -57,5 +77,18 @@ struct pod_decision {
 int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *pod,
 		      struct pod_decision *ret, struct error *err);
 void pod_decision_done(struct pod_decision *decision);
+
+/*
+ * A number of everything that the decision follows from. As long as it stays the same, and the
+ * configuration does, so does the decision.
+ */
+uint64_t pod_facts_digest(const struct pod_facts *pod);
+
+/*
+ * The pod's annotations, and in ours what the API said beyond them: from these alone the decision
+ * would be the same, after a restart that finds the API server gone. A new reference; NULL without
+ * memory, or if nothing is known.
+ */
+json_t *pod_facts_remember(const struct pod_facts *pod, const struct pod_decision *decision);
 
 #endif

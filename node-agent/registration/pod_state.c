@@ -13,7 +13,8 @@
 #include <string.h>
 #include <time.h>
 
-static const char *const mode_names[] = {[POD_SKIP] = "skip", [POD_SIDECAR] = "redirect"};
+static const char *const mode_names[] = {
+	[POD_SKIP] = "skip", [POD_SIDECAR] = "redirect", [POD_AMBIENT] = "ambient"};
 enum {
 	N_MODES = sizeof(mode_names) / sizeof(mode_names[0]),
 	IPS_MAX = 64, /* as the protocol's */
@@ -53,13 +54,14 @@ int pod_state_encode(const struct pod *pod, char **ret, struct error *err)
 {
 	scoped_json json_t *obj = json_pack(
 		"{s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:s?, s:s?, s:o, s:o, s:o, s:o, s:O?, "
-		"s:O?, s:s, s:s?, s:I}",
+		"s:O?, s:s, s:s?, s:s?, s:I}",
 		"containerId", pod->container_id, "ifName", pod->if_name, "network", pod->network,
 		"namespace", pod->ns, "name", pod->name, "uid", pod->uid, "netns", pod->netns,
 		"cgroup", pod->cgroup, "cookie", number_text(pod->cookie), "netnsDev",
 		number_text(pod->netns_dev), "netnsIno", number_text(pod->netns_ino), "ips",
 		ips_json(pod), "annotations", pod->annotations, "labels", pod->labels, "decision",
-		mode_names[pod->mode], "reason", pod->reason, "since", (json_int_t)pod->since_s);
+		mode_names[pod->mode], "reason", pod->reason, "serviceAccount",
+		pod->service_account, "since", (json_int_t)pod->since_s);
 
 	*ret = obj ? json_to_text(obj) : NULL;
 	return *ret ? 0 : error_set(err, ENOMEM, "state of %s", pod->container_id);
@@ -190,6 +192,7 @@ static int fill_texts(const json_t *obj, const char *where, struct pod *pod, str
 		{"namespace", NAME_MAX_BYTES, &pod->ns},
 		{"name", NAME_MAX_BYTES, &pod->name},
 		{"uid", NAME_MAX_BYTES, &pod->uid},
+		{"serviceAccount", NAME_MAX_BYTES, &pod->service_account},
 		{"netns", PATH_MAX_BYTES, &pod->netns},
 		{"cgroup", PATH_MAX_BYTES, &pod->cgroup},
 		{"reason", REASON_MAX, &pod->reason},

@@ -53,6 +53,7 @@ void pod_free(struct pod *pod)
 	json_decref(pod->labels);
 	free(pod->reason);
 	free(pod->workload);
+	free(pod->service_account);
 	if (pod->engine_plan != pod->plan)
 		redirect_plan_free(pod->engine_plan);
 	redirect_plan_free(pod->plan);
@@ -163,6 +164,17 @@ struct pod *pod_table_find(const struct pod_table *table, const char *container_
 	return slot ? slot->pod : NULL;
 }
 
+struct pod *pod_table_find_uid(const struct pod_table *table, const char *uid)
+{
+	for (size_t i = 0; i < table->n; i++) {
+		struct pod *pod = table->slots[i].pod;
+
+		if (pod->uid && !strcmp(pod->uid, uid))
+			return pod;
+	}
+	return NULL;
+}
+
 struct pod *pod_table_find_name(const struct pod_table *table, const char *ns, const char *name)
 {
 	for (size_t i = 0; i < table->n; i++) {
@@ -190,7 +202,7 @@ struct pod *pod_table_redirected(const struct pod_table *table, uint64_t cookie,
 	for (size_t i = 0; i < table->n; i++) {
 		struct pod *pod = table->slots[i].pod;
 
-		if (pod != except && pod->cookie == cookie && pod->mode == POD_SIDECAR)
+		if (pod != except && pod->cookie == cookie && pod->mode != POD_SKIP)
 			return pod;
 	}
 	return NULL;

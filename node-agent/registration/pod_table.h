@@ -25,6 +25,7 @@ struct pod {
 	char *container_id, *if_name; /* never NULL */
 	char *network;		      /* the CNI network that it was added by; NULL: not known */
 	char *ns, *name, *uid;	      /* NULL: not known */
+	char *service_account;	      /* the same; ztunnel wants it */
 	char *netns;		      /* path; NULL: not known */
 	char *cgroup;		      /* NULL: not known */
 	uint64_t cookie;
@@ -39,7 +40,7 @@ struct pod {
 	bool orphan;
 	bool heal_failed; /* and that was logged */
 
-	/* POD_SIDECAR and not an orphan */
+	/* but for POD_SKIP and orphans */
 	enum accelerate_wish accelerate;
 	char *workload;			   /* "NAMESPACE/NAME" */
 	struct redirect_plan *plan;	   /* ids as the pod numbers them */
@@ -62,7 +63,8 @@ void pod_table_remove(struct pod_table *table, struct pod *pod); /* and frees it
 
 struct pod *pod_table_find(const struct pod_table *table, const char *container_id,
 			   const char *if_name);
-/* The first entry of this pod, by namespace and name. */
+/* The first entry of this pod, by uid; by namespace and name. */
+struct pod *pod_table_find_uid(const struct pod_table *table, const char *uid);
 struct pod *pod_table_find_name(const struct pod_table *table, const char *ns, const char *name);
 
 size_t pod_table_count(const struct pod_table *table);

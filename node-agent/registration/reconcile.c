@@ -52,7 +52,7 @@ bool registration_reconcile(struct registration *reg)
 		struct pod *pod = pod_table_at(reg->table, reg->reconciled++);
 
 		/* A namespace counts once, at its first entry; nobody knows an orphan's plan. */
-		if (pod->mode == POD_SIDECAR && pod->plan &&
+		if (pod->mode != POD_SKIP && pod->plan &&
 		    pod_table_redirected(reg->table, pod->cookie, NULL) == pod)
 			reconcile_pod(reg, pod);
 		if (monotonic_ms() >= end_ms)

@@ -92,7 +92,7 @@ int registration_saved_pods(const char *run_dir, struct redirect_pod **ret, size
 		return r == -ENOENT ? 0 : r;
 	found = calloc(n + 1, sizeof(*found));
 	for (size_t i = 0; i < n; i++) {
-		if (found && pods[i]->mode == POD_SIDECAR) {
+		if (found && pods[i]->mode != POD_SKIP) {
 			found[n_found].cookie = pods[i]->cookie;
 			found[n_found].netns_fd = registration_open_netns(pods[i]);
 			n_found += found[n_found].netns_fd >= 0;
@@ -167,7 +167,8 @@ static void make_orphan(struct pod *pod, const struct error *why)
 		redirect_plan_free(pod->engine_plan);
 	redirect_plan_free(pod->plan);
 	pod->plan = pod->engine_plan = NULL;
-	pod->mode = POD_SIDECAR;
+	if (pod->mode == POD_SKIP)
+		pod->mode = POD_SIDECAR;
 	pod->orphan = true;
 }
 
@@ -186,10 +187,10 @@ static int take_over(struct registration *reg, struct pod *pod, int netns_fd, bo
 	if (netns_fd < 0)
 		return error_set(err, ENOENT, "its network namespace lives but is not at %s",
 				 pod->netns ?: "a known path");
-	r = registration_decide(reg, pod, netns_fd, err);
+	r = registration_decide(reg, pod, NULL, netns_fd, err);
 	if (r)
 		return r;
-	if (pod->mode != POD_SIDECAR)
+	if (pod->mode == POD_SKIP)
 		return error_set(err, EPERM, "the configuration now says: %s", pod->reason);
 	return restore(reg, pod, netns_fd, err);
 }
@@ -238,6 +239,29 @@ static int add_orphan(struct registration *reg, uint64_t cookie, struct error *e
 	return r;
 }
 
+/*
+ * The last agent had let a pod go that lives on, and ended before the kernel had: what it captured
+ * was to go on to its end, and ends now.
+ */
+static bool finish_leaving(struct registration *reg, uint64_t cookie)
+{
+	for (size_t i = 0; i < pod_table_count(reg->table); i++) {
+		const struct pod *pod = pod_table_at(reg->table, i);
+		scoped_fd int netns_fd = -1;
+		struct error err = {0};
+
+		if (pod->cookie != cookie || pod->mode != POD_SKIP)
+			continue;
+		netns_fd = registration_open_netns(pod);
+		if (redirect_remove(reg->cfg.redirect, cookie, netns_fd, &err))
+			log_error(LOG_ERROR, &err,
+				  "cannot remove what is left of a pod's redirection", "namespace",
+				  pod->ns, "pod", pod->name, NULL);
+		return true;
+	}
+	return false;
+}
+
 static int recover_orphans(struct registration *reg, const struct recovered *kernel,
 			   struct error *err)
 {
@@ -247,7 +271,7 @@ static int recover_orphans(struct registration *reg, const struct recovered *ker
 		uint64_t cookie = kernel->cookies[i];
 		char text[24];
 
-		if (pod_table_redirected(reg->table, cookie, NULL))
+		if (pod_table_redirected(reg->table, cookie, NULL) || finish_leaving(reg, cookie))
 			continue;
 		snprintf(text, sizeof(text), "%" PRIu64, cookie);
 		if (redirect_netns_gone(reg->cfg.redirect, cookie)) {
@@ -321,7 +345,7 @@ void registration_sweep(struct registration *reg)
 		if (reg->cfg.accelerate && pod->mode != POD_SKIP)
 			accelerate_pod_remove(reg->cfg.accelerate, pod->cookie);
 		log_dropped(pod, "its network namespace has ended");
-		pod_table_remove(reg->table, pod);
+		registration_drop(reg, pod);
 		changed = true;
 	}
 	if (changed)

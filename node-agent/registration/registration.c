@@ -79,10 +79,21 @@ int registration_open_netns(const struct pod *pod)
 	return take_fd(&fd);
 }
 
+/* The entry of a namespace: that which is redirected, else one that was, whose engine drains. */
+static const struct pod *entry_of(const struct registration *reg, uint64_t cookie)
+{
+	const struct pod *pod = pod_table_redirected(reg->table, cookie, NULL);
+
+	for (size_t i = 0; !pod && i < pod_table_count(reg->table); i++)
+		if (pod_table_at(reg->table, i)->cookie == cookie)
+			pod = pod_table_at(reg->table, i);
+	return pod;
+}
+
 int registration_reopen_netns(const struct registration *reg, uint64_t cookie, int *ret_fd,
 			      struct error *err)
 {
-	const struct pod *pod = pod_table_redirected(reg->table, cookie, NULL);
+	const struct pod *pod = entry_of(reg, cookie);
 	int fd = pod ? registration_open_netns(pod) : -1;
 
 	if (fd < 0)
@@ -95,7 +106,7 @@ int registration_reopen_netns(const struct registration *reg, uint64_t cookie, i
 int registration_visit_pod(const struct registration *reg, uint64_t cookie, redirect_visit_fn fn,
 			   void *fn_arg, struct error *err)
 {
-	const struct pod *pod = pod_table_redirected(reg->table, cookie, NULL);
+	const struct pod *pod = entry_of(reg, cookie);
 	struct engine_pod engine_pod;
 	scoped_fd int fd = -1;
 	int r = registration_reopen_netns(reg, cookie, &fd, err);
@@ -174,25 +185,52 @@ static int set_workload(struct pod *pod, const struct pod_facts *facts, struct e
 	return 0;
 }
 
-int registration_decide(const struct registration *reg, struct pod *pod, int netns_fd,
-			struct error *err)
+/* In the entry, and so in the state file: what the same decision follows from after a restart. */
+static int remember(struct pod *pod, const struct pod_facts *facts,
+		    const struct pod_decision *decision, struct error *err)
 {
-	const struct pod_facts facts = {.ns = pod->ns,
-					.name = pod->name,
-					.uid = pod->uid,
-					.annotations = pod->annotations,
-					.labels = pod->labels};
-	struct pod_decision decision = {0};
-	int r = pod_policy_decide(reg->cfg.policy, &facts, &decision, err);
+	json_t *annotations;
 
+	if (!facts->kube_pod)
+		return 0;
+	annotations = pod_facts_remember(facts, decision);
+	if (!annotations)
+		return error_set(err, ENOMEM, "annotations of a pod");
+	json_decref(pod->annotations);
+	pod->annotations = annotations;
+	return 0;
+}
+
+/* What is not decided yet is as good as skipped. */
+static bool is_redirecting(const struct pod_decision *decision)
+{
+	return decision->mode == POD_SIDECAR || decision->mode == POD_AMBIENT;
+}
+
+int registration_decide(const struct registration *reg, struct pod *pod,
+			const struct pod_facts *facts, int netns_fd, struct error *err)
+{
+	const struct pod_facts of_entry = {.ns = pod->ns,
+					   .name = pod->name,
+					   .uid = pod->uid,
+					   .annotations = pod->annotations,
+					   .labels = pod->labels};
+	struct pod_decision decision = {0};
+	int r;
+
+	if (!facts)
+		facts = &of_entry;
+	r = pod_policy_decide(reg->cfg.policy, facts, &decision, err);
 	if (r)
 		return r;
-	pod->mode = decision.mode;
+	pod->mode = is_redirecting(&decision) ? decision.mode : POD_SKIP;
 	pod->accelerate = decision.accelerate;
 	r = registration_set_reason(pod, decision.reason, err);
-	if (!r && decision.mode == POD_SIDECAR)
-		r = set_workload(pod, &facts, err);
-	if (!r && decision.mode == POD_SIDECAR)
+	if (!r)
+		r = remember(pod, facts, &decision, err);
+	if (!r && is_redirecting(&decision))
+		r = set_workload(pod, facts, err);
+	if (!r && is_redirecting(&decision))
 		r = build_plans(pod, &decision.settings, netns_fd, err);
 	pod_decision_done(&decision);
 	return r;
@@ -240,6 +278,7 @@ static int apply(struct registration *reg, const struct pod *pod, int netns_fd, 
 	return redirect_apply(reg->cfg.redirect, &engine_pod.pod, err);
 }
 
+/* Which sockets are ztunnel's is known by their mark; the accelerator knows proxies by id. */
 static bool can_accelerate(const struct registration *reg, const struct pod *pod)
 {
 	return pod->mode == POD_SIDECAR && pod->plan &&
@@ -278,7 +317,7 @@ int registration_release(struct registration *reg, const struct pod *pod, int ne
 	struct netns_id id;
 	struct error ignored = {0};
 
-	if (pod->mode != POD_SIDECAR || pod_table_redirected(reg->table, pod->cookie, pod))
+	if (pod->mode == POD_SKIP || pod_table_redirected(reg->table, pod->cookie, pod))
 		return 0;
 	/* A del that comes late may carry the namespace of another sandbox. */
 	if (netns_fd >= 0 && (netns_identify(netns_fd, &id, &ignored) || id.cookie != pod->cookie))
@@ -329,7 +368,7 @@ static json_t *refuse_decision(int code, const struct error *err)
 static json_t *answer_decision(const struct registration *reg, const struct pod *pod)
 {
 	const struct redirect *redirect = reg->cfg.redirect;
-	bool redirected = pod->mode == POD_SIDECAR;
+	bool redirected = pod->mode != POD_SKIP;
 	json_t *extra = json_pack(
 		"{s:s, s:s, s:s, s:s*}", "decision", redirected ? "redirect" : "skip", "reason",
 		pod->reason ?: "", "engine",
@@ -358,8 +397,8 @@ static void log_added(const struct registration *reg, const struct agent_request
 {
 	const char *why = redirect_pod_engine_reason(reg->cfg.redirect, pod->cookie);
 
-	if (pod->mode != POD_SIDECAR || !why)
-		log_pod(LOG_INFO, NULL, pod->mode == POD_SIDECAR ? "pod redirected" : "pod skipped",
+	if (pod->mode == POD_SKIP || !why)
+		log_pod(LOG_INFO, NULL, pod->mode != POD_SKIP ? "pod redirected" : "pod skipped",
 			req, pod->reason);
 	else
 		log_write(LOG_INFO, "pod redirected by another engine than the node's", "namespace",
@@ -409,6 +448,33 @@ static int pod_from_request(const struct agent_request *req, const struct netns_
 	return 0;
 }
 
+static int replace_text(char **text, const char *by)
+{
+	char *copy = by ? strdup(by) : NULL;
+
+	if (by && !copy)
+		return -ENOMEM;
+	if (by) {
+		free(*text);
+		*text = copy;
+	}
+	return 0;
+}
+
+/* What is known beyond the request goes into the entry, for the time after a restart. */
+static int take_facts(struct pod *pod, const struct pod_facts *facts, struct error *err)
+{
+	if (replace_text(&pod->ns, facts->ns) || replace_text(&pod->name, facts->name) ||
+	    replace_text(&pod->uid, facts->uid) ||
+	    replace_text(&pod->service_account, facts->service_account))
+		return error_set(err, ENOMEM, "pod entry");
+	json_decref(pod->annotations);
+	json_decref(pod->labels);
+	pod->annotations = json_incref((json_t *)facts->annotations);
+	pod->labels = json_incref((json_t *)facts->labels);
+	return 0;
+}
+
 /* Found in its namespace only: no map has an entry for it. */
 static bool is_netfilter_orphan(const struct registration *reg, const struct pod *pod)
 {
@@ -436,7 +502,7 @@ static int check_limits(const struct registration *reg, const struct pod *pod, s
 	const size_t attachments_per_pod = 4;
 	size_t max = reg->cfg.max_pods;
 
-	if (pod->mode == POD_SIDECAR && !pod_table_redirected(reg->table, pod->cookie, NULL) &&
+	if (pod->mode != POD_SKIP && !pod_table_redirected(reg->table, pod->cookie, NULL) &&
 	    count_limited(reg) >= max)
 		return error_set(err, ENOSPC,
 				 "%zu pods are redirected, as many as --max-pods allows", max);
@@ -476,15 +542,30 @@ static void drop_orphan(struct registration *reg, uint64_t cookie)
 	}
 }
 
+/* The pod lives on without redirection: what was captured goes on to its end. */
+static int let_go(struct registration *reg, const struct pod *old, int netns_fd, struct error *err)
+{
+	struct engine_pod engine_pod;
+
+	if (old->mode == POD_SKIP || pod_table_redirected(reg->table, old->cookie, old))
+		return 0;
+	if (reg->cfg.accelerate)
+		accelerate_pod_remove(reg->cfg.accelerate, old->cookie);
+	registration_engine_pod(reg, old, netns_fd, &engine_pod);
+	return redirect_release(reg->cfg.redirect, &engine_pod.pod, err);
+}
+
 /*
  * The entry that this add replaces held another namespace (the runtime used the id again), or held
  * this one and the pod is skipped now.
  */
 static int release_replaced(struct registration *reg, const struct pod *old, const struct pod *pod,
-			    struct error *err)
+			    int netns_fd, struct error *err)
 {
-	if (!old || (old->cookie == pod->cookie && pod->mode == POD_SIDECAR))
+	if (!old || (old->cookie == pod->cookie && pod->mode != POD_SKIP))
 		return 0;
+	if (old->cookie == pod->cookie && netns_fd >= 0)
+		return let_go(reg, old, netns_fd, err);
 	return registration_release(reg, old, -1, err);
 }
 
@@ -497,16 +578,16 @@ static int commit(struct registration *reg, struct pod *pod, int netns_fd, struc
 		r = pod_table_reserve(reg->table, err);
 	if (r)
 		return r;
-	if (pod->mode == POD_SIDECAR) {
+	if (pod->mode != POD_SKIP) {
 		r = apply(reg, pod, netns_fd, err);
 		if (r)
 			return r;
 	}
 	r = registration_save(reg, old, pod, err);
 	if (!r)
-		r = release_replaced(reg, old, pod, err);
+		r = release_replaced(reg, old, pod, netns_fd, err);
 	if (r) {
-		if (pod->mode == POD_SIDECAR)
+		if (pod->mode != POD_SKIP)
 			undo_apply(reg, pod, netns_fd);
 		return r;
 	}
@@ -514,10 +595,10 @@ static int commit(struct registration *reg, struct pod *pod, int netns_fd, struc
 	json_decref(pod->annotations);
 	json_decref(pod->labels);
 	pod->annotations = pod->labels = NULL;
-	if (pod->mode == POD_SIDECAR)
+	if (pod->mode != POD_SKIP)
 		drop_orphan(reg, pod->cookie);
 	r = pod_table_put(reg->table, pod, err); /* cannot fail: there is room */
-	if (pod->mode == POD_SIDECAR)
+	if (pod->mode != POD_SKIP)
 		registration_accelerate(reg, pod);
 	return r;
 }
@@ -547,7 +628,8 @@ static bool accept_netns(const struct agent_request *req, int netns_fd, struct n
 	return !r;
 }
 
-static json_t *add(struct registration *reg, const struct agent_request *req, int netns_fd)
+static json_t *add(struct registration *reg, const struct agent_request *req, int netns_fd,
+		   const struct pod_facts *facts)
 {
 	struct error err = {0};
 	struct netns_id id = {0};
@@ -560,7 +642,13 @@ static json_t *add(struct registration *reg, const struct agent_request *req, in
 	r = pod_from_request(req, &id, &pod, &err);
 	if (r)
 		return refuse(r, &err);
-	r = registration_decide(reg, pod, netns_fd, &err);
+	if (facts)
+		r = take_facts(pod, facts, &err);
+	if (r) {
+		pod_free(pod);
+		return refuse(r, &err);
+	}
+	r = registration_decide(reg, pod, facts, netns_fd, &err);
 	if (r) {
 		log_pod(LOG_WARN, &err, "pod refused", req, NULL);
 		pod_free(pod);
@@ -585,6 +673,110 @@ static json_t *add(struct registration *reg, const struct agent_request *req, in
 	return answer_decision(reg, pod);
 }
 
+/* ---- pods of which no plugin has told, and decisions that change ----------------------------- */
+
+static int set_decided(struct registration *reg, struct pod *pod, int netns_fd,
+		       const struct pod_facts *facts, struct error *err)
+{
+	int r = take_facts(pod, facts, err);
+
+	if (!r)
+		r = registration_decide(reg, pod, facts, netns_fd, err);
+	if (!r)
+		r = check_limits(reg, pod, err);
+	if (!r)
+		r = commit(reg, pod, netns_fd, err);
+	if (r)
+		pod_free(pod);
+	return r;
+}
+
+/* Borrows everything. */
+static void request_of_found(const struct registration_found *found, const struct pod_facts *facts,
+			     char *container_id, struct agent_request *ret)
+{
+	static char no_interface[] = "-";
+
+	*ret = (struct agent_request){.container_id = container_id,
+				      .if_name = no_interface,
+				      .netns = (char *)found->netns,
+				      .pod_namespace = (char *)facts->ns,
+				      .pod_name = (char *)facts->name,
+				      .pod_uid = (char *)facts->uid,
+				      .ips = (struct agent_address *)found->ips,
+				      .n_ips = found->n_ips,
+				      .cgroup = (char *)found->cgroup};
+}
+
+int registration_add_found(struct registration *reg, const struct registration_found *found,
+			   const struct pod_facts *facts, struct error *err)
+{
+	char container_id[sizeof(POD_FOUND_PREFIX) + 256];
+	struct agent_request req;
+	struct pod *pod = NULL;
+	struct netns_id id;
+	int r;
+
+	if (netns_is_host(found->netns_fd))
+		return error_set(err, EPERM,
+				 "this is the host's own network namespace, which is never "
+				 "redirected");
+	r = netns_identify(found->netns_fd, &id, err);
+	if (r)
+		return r;
+	snprintf(container_id, sizeof(container_id), POD_FOUND_PREFIX "%s", facts->uid);
+	request_of_found(found, facts, container_id, &req);
+	r = pod_from_request(&req, &id, &pod, err);
+	return r ? r : set_decided(reg, pod, found->netns_fd, facts, err);
+}
+
+static int redecide_entry(struct registration *reg, const struct pod *old, int netns_fd,
+			  const struct pod_facts *facts, struct error *err)
+{
+	const struct netns_id id = {
+		.cookie = old->cookie, .dev = old->netns_dev, .ino = old->netns_ino};
+	const struct agent_request req = {.container_id = old->container_id,
+					  .if_name = old->if_name,
+					  .network = old->network,
+					  .netns = old->netns,
+					  .pod_namespace = old->ns,
+					  .pod_name = old->name,
+					  .pod_uid = old->uid,
+					  .ips = old->ips,
+					  .n_ips = old->n_ips,
+					  .cgroup = old->cgroup};
+	struct pod *pod = NULL;
+	int r = pod_from_request(&req, &id, &pod, err);
+
+	if (r)
+		return r;
+	if (replace_text(&pod->service_account, old->service_account)) {
+		pod_free(pod);
+		return error_set(err, ENOMEM, "pod entry");
+	}
+	return set_decided(reg, pod, netns_fd, facts, err);
+}
+
+int registration_redecide(struct registration *reg, const struct pod *pod,
+			  const struct pod_facts *facts, struct error *err)
+{
+	scoped_fd int netns_fd = registration_open_netns(pod);
+	uint64_t cookie = pod->cookie;
+	int r = 0;
+
+	if (netns_fd < 0)
+		return error_set(err, ENOENT, "the pod's network namespace cannot be opened by %s",
+				 pod->netns ?: "any path");
+	/* An entry that is replaced keeps its place in the table. */
+	for (size_t i = 0; !r && i < pod_table_count(reg->table); i++) {
+		const struct pod *entry = pod_table_at(reg->table, i);
+
+		if (entry->cookie == cookie && (!entry->orphan || entry->record))
+			r = redecide_entry(reg, entry, netns_fd, facts, err);
+	}
+	return r;
+}
+
 /* ---- del, check, gc ------------------------------------------------------------------------- */
 
 /* Kernel, then file, then table: a crash in between leaves an entry that recovery drops. */
@@ -598,7 +790,7 @@ static int forget(struct registration *reg, struct pod *pod, int netns_fd, struc
 	if (saved && registration_save(reg, pod, NULL, err))
 		log_error(LOG_WARN, err, "a pod is gone but still in the state file", "container",
 			  pod->container_id, "interface", pod->if_name, NULL);
-	pod_table_remove(reg->table, pod);
+	registration_drop(reg, pod);
 	return 0;
 }
 
@@ -705,11 +897,44 @@ static json_t *gc(struct registration *reg, const struct agent_request *req)
 	return refuse(-first.code, &first);
 }
 
-json_t *registration_handle(struct registration *reg, const struct agent_request *req, int netns_fd)
+bool registration_is_planned(const struct pod *pod, const struct redirect_settings *settings)
+{
+	struct redirect_plan *plan = NULL;
+	struct error ignored = {0};
+	bool same;
+
+	if (!pod->plan || redirect_plan_build(settings, &plan, &ignored))
+		return false;
+	same = redirect_plan_equal(pod->plan, plan);
+	redirect_plan_free(plan);
+	return same;
+}
+
+void registration_forget_found(struct registration *reg, const char *uid)
+{
+	char container_id[sizeof(POD_FOUND_PREFIX) + 256];
+	struct error err = {0};
+	struct pod *pod;
+
+	snprintf(container_id, sizeof(container_id), POD_FOUND_PREFIX "%s", uid);
+	pod = pod_table_find(reg->table, container_id, "-");
+	if (pod && forget(reg, pod, -1, &err))
+		log_error(LOG_ERROR, &err, "pod not removed", "uid", uid, NULL);
+}
+
+void registration_drop(struct registration *reg, struct pod *pod)
+{
+	if (reg->cfg.forgotten)
+		reg->cfg.forgotten(reg->cfg.forgotten_arg, pod);
+	pod_table_remove(reg->table, pod);
+}
+
+json_t *registration_handle(struct registration *reg, const struct agent_request *req, int netns_fd,
+			    const struct pod_facts *facts)
 {
 	switch (req->op) {
 	case AGENT_ADD:
-		return add(reg, req, netns_fd);
+		return add(reg, req, netns_fd, facts);
 	case AGENT_DEL:
 		return del(reg, req, netns_fd);
 	case AGENT_CHECK:

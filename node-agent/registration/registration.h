@@ -27,6 +27,10 @@ struct registration_config {
 	struct accelerate *accelerate; /* is told of every pod; NULL: nobody is */
 	const char *run_dir;
 	uint32_t max_pods;
+
+	/* An entry is about to go, whoever asked for it. NULL: nobody wants to know. */
+	void (*forgotten)(void *arg, const struct pod *pod);
+	void *forgotten_arg;
 };
 
 /* Reads the state file and makes table and kernel agree (recovery.c). */
@@ -34,9 +38,44 @@ int registration_open(const struct registration_config *cfg, struct registration
 		      struct error *err);
 void registration_close(struct registration *reg); /* pods stay redirected; NULL is fine */
 
-/* add, del, check and gc. netns_fd is -1 when none came. A new reference; NULL without memory. */
-json_t *registration_handle(struct registration *reg, const struct agent_request *req,
-			    int netns_fd);
+/*
+ * add, del, check and gc. netns_fd is -1 when none came. facts: all that is known of a pod that is
+ * added; NULL: what the request says. A new reference; NULL without memory.
+ */
+json_t *registration_handle(struct registration *reg, const struct agent_request *req, int netns_fd,
+			    const struct pod_facts *facts);
+
+/*
+ * The same for a pod of which no plugin has told: found->netns_fd is its namespace, `netns` the
+ * path by which that can be opened again. Its entry has the key {POD_FOUND_PREFIX uid, "-"}. The
+ * errors are those of an add: -EINVAL and -ENOTSUP about what the facts say, -ENOSPC, -ENOMEM, else
+ * the engine's.
+ */
+#define POD_FOUND_PREFIX "pod-"
+struct registration_found {
+	int netns_fd;
+	const char *netns, *cgroup;
+	const struct agent_address *ips;
+	size_t n_ips;
+};
+int registration_add_found(struct registration *reg, const struct registration_found *found,
+			   const struct pod_facts *facts, struct error *err);
+
+/*
+ * Decides anew about a namespace that is known, for all its entries, and makes it so: it is
+ * redirected, changed in place or let go. `pod` is not to be used afterwards: find it again.
+ */
+int registration_redecide(struct registration *reg, const struct pod *pod,
+			  const struct pod_facts *facts, struct error *err);
+
+/* Is what these settings mean already the entry's plan? */
+bool registration_is_planned(const struct pod *pod, const struct redirect_settings *settings);
+
+/* For a pod that was found: it has ended. One that a plugin has added stays until its del. */
+void registration_forget_found(struct registration *reg, const char *uid);
+
+/* Its namespace, through its path, when that still is the same one; else -1. The caller's. */
+int registration_open_netns(const struct pod *pod);
 
 /* Forgets pods whose namespace has ended: for an agent that missed their del. */
 void registration_sweep(struct registration *reg);

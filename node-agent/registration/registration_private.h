@@ -15,9 +15,15 @@ struct registration {
 
 #define RECOVERED_NAME "(recovered)"
 
-/* Decides and fills mode, reason and both plans. -errno as pod_policy_decide(). */
-int registration_decide(const struct registration *reg, struct pod *pod, int netns_fd,
-			struct error *err);
+/*
+ * Decides and fills mode, reason and both plans. facts NULL: what the entry says. -errno as
+ * pod_policy_decide().
+ */
+int registration_decide(const struct registration *reg, struct pod *pod,
+			const struct pod_facts *facts, int netns_fd, struct error *err);
+
+/* Takes it out of the table and tells whoever wants to know. */
+void registration_drop(struct registration *reg, struct pod *pod);
 
 int registration_set_reason(struct pod *pod, const char *text, struct error *err);
 
@@ -38,9 +44,6 @@ void registration_accelerate(struct registration *reg, const struct pod *pod);
 /* Writes the table to the state file, but for `except` and with `extra` (each may be NULL). */
 int registration_save(const struct registration *reg, const struct pod *except,
 		      const struct pod *extra, struct error *err);
-
-/* The pod's namespace through its path, when that still is the same one; else -1. */
-int registration_open_netns(const struct pod *pod);
 
 /* Ends the redirection of pod's namespace unless another entry holds it. netns_fd may be -1. */
 int registration_release(struct registration *reg, const struct pod *pod, int netns_fd,

@@ -342,7 +342,7 @@ TEST(limits_of_the_accelerator_that_make_no_sense)
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct error err = {0};
-		struct options o;
+		struct options o = {0};
 
 		CHECK_EQ(parse(WORDS(cases[i].flag, cases[i].value), &o, &err), -EINVAL);
 		CHECK_HAS(err.text, cases[i].part);

@@ -3,7 +3,9 @@
 
 #include "error.h"
 #include "json.h"
+#include "kube_pod.h"
 #include "pod_annotations.h"
+#include "quoted_json.h"
 #include "test.h"
 
 #include <errno.h>
@@ -291,9 +293,6 @@ TEST(refusals_name_annotation_value_and_position)
 		{TRAFFIC "kubevirtInterfaces", "a/b", EINVAL,
 		 "annotation " TRAFFIC "kubevirtInterfaces: \"a/b\": item 1 \"a/b\" is not an "
 		 "interface name (whole, no pattern)"},
-		{"sockmesh.io/redirection", "ambient", ENOTSUP,
-		 "annotation sockmesh.io/redirection: ambient is not built yet, only sidecar and "
-		 "none"},
 		{"sockmesh.io/redirection", "Sidecar", EINVAL,
 		 "annotation sockmesh.io/redirection: \"Sidecar\" is not sidecar, ambient or none"},
 		{"sockmesh.io/redirection", "", EINVAL,
@@ -872,5 +871,577 @@ TEST(lists_of_ten_thousand_items)
 	CHECK_HAS(err.text, "item 10001 \"x\"");
 	free(ports);
 	free(ranges);
+	return TEST_OK;
+}
+
+/* ---- what the API says --------------------------------------------------------------------- */
+
+/* One pod as the API has it, in a namespace as the API has it, and a configuration that asks. */
+struct api {
+	struct kube_selectors selectors;
+	struct kube_pod *pod;
+	struct kube_namespace *ns;
+	struct policy_config cfg;
+	struct pod_facts facts;
+	struct pod_decision decision;
+	struct error err;
+};
+
+#define AMBIENT_NS     "'istio.io/dataplane-mode':'ambient'"
+#define QUOTED_STATUS  "'sidecar.istio.io/status':'{}'"
+#define PROXY(members) "'containers':[{'name':'istio-proxy'" members "}]"
+
+static void api_done(struct api *api)
+{
+	pod_decision_done(&api->decision);
+	memset(&api->decision, 0, sizeof(api->decision));
+	kube_pod_free(api->pod);
+	free(api->ns);
+	kube_selectors_done(&api->selectors);
+}
+
+/* metadata and spec: members; ns_labels NULL: the namespace is not known. */
+static void api_open(struct api *api, const char *metadata, const char *spec, const char *ns_labels)
+{
+	struct kube_keep keep = {.selectors = &api->selectors};
+	scoped_json json_t *pod = NULL, *ns = NULL;
+	char text[2048];
+
+	memset(api, 0, sizeof(*api));
+	if (kube_enablement_read(kube_enablement_default, "selectors", &api->selectors, &api->err))
+		abort();
+	snprintf(text, sizeof(text),
+		 "{'metadata':{'namespace':'shop','name':'web-0','uid':'1'%s%s},'spec':{%s}}",
+		 *metadata ? "," : "", metadata, spec);
+	pod = quoted_json(text);
+	if (kube_pod_read(pod, &keep, &api->pod, &api->err)) {
+		printf("# %s\n", api->err.text);
+		abort();
+	}
+	if (ns_labels) {
+		snprintf(text, sizeof(text), "{'metadata':{'name':'shop','labels':{%s}}}",
+			 ns_labels);
+		ns = quoted_json(text);
+		if (kube_namespace_read(ns, &api->selectors, &api->ns, &api->err))
+			abort();
+	}
+	api->cfg = config_of(MESH_ISTIO);
+	api->cfg.selectors = &api->selectors;
+	api->cfg.ambient_dns_capture = true;
+	api->facts = (struct pod_facts){.kube_pod = api->pod, .kube_ns = api->ns};
+}
+
+static int api_decide(struct api *api)
+{
+	struct pod_decision d = {0};
+	int r;
+
+	memset(&api->err, 0, sizeof(api->err));
+	r = pod_policy_decide(&api->cfg, &api->facts, &d, &api->err);
+	pod_decision_done(&api->decision);
+	api->decision = d;
+	return r;
+}
+
+static enum test_result check_api(const char *metadata, const char *spec, const char *ns_labels,
+				  enum pod_mode mode, const char *reason)
+{
+	struct api api;
+
+	api_open(&api, metadata, spec, ns_labels);
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_HAS(api.decision.reason, reason);
+	CHECK_EQ(api.decision.mode, mode);
+	CHECK(!api.decision.hold);
+	CHECK_STR(api.decision.warning, "");
+	api_done(&api);
+	return TEST_OK;
+}
+
+#define LABELS(text)	  "'labels':{" text "}"
+#define ANNOTATIONS(text) "'annotations':{" text "}"
+
+TEST(a_pod_joins_ambient_as_istio_decides)
+{
+	static const struct {
+		const char *metadata, *spec, *ns;
+		enum pod_mode mode;
+		const char *reason;
+	} rows[] = {
+		{"", "", AMBIENT_NS, POD_AMBIENT, "number 2 of --enablement-selectors"},
+		{LABELS("'istio.io/dataplane-mode':'ambient'"), "", "", POD_AMBIENT, "number 1 of"},
+		{LABELS("'istio.io/dataplane-mode':'none'"), "", AMBIENT_NS, POD_SKIP,
+		 "none of 2 --enablement-selectors"},
+		{"", "", "", POD_SKIP, "no sidecar: neither annotation"},
+		/* 1: never the host's network. */
+		{"", "'hostNetwork':true", AMBIENT_NS, POD_SKIP, "hostNetwork"},
+		{ANNOTATIONS("'sockmesh.io/redirection':'ambient'"), "'hostNetwork':true", "",
+		 POD_SKIP, "hostNetwork"},
+		{ANNOTATIONS("'sockmesh.io/redirection':'sidecar'"), "'hostNetwork':true", "",
+		 POD_SKIP, "hostNetwork"},
+		/* 2: a sidecar counts first, whatever its annotation's value. */
+		{ANNOTATIONS(QUOTED_STATUS), PROXY(""), AMBIENT_NS, POD_SIDECAR, "has a sidecar"},
+		{ANNOTATIONS("'sidecar.istio.io/status':''"), PROXY(""), AMBIENT_NS, POD_SKIP,
+		 "no sidecar"},
+		{ANNOTATIONS(QUOTED_STATUS), "", AMBIENT_NS, POD_SKIP, "no container istio-proxy"},
+		/* Not injected, and wants no sidecar: ambient all the same. */
+		{LABELS("'sidecar.istio.io/inject':'false'"), "", AMBIENT_NS, POD_AMBIENT, "2 of"},
+		{LABELS("'sidecar.istio.io/inject':'false'"), "", "", POD_SKIP,
+		 "label sidecar.istio.io/inject is false; and not ambient"},
+		/* Our own annotation counts before labels. */
+		{ANNOTATIONS("'sockmesh.io/redirection':'none'"), "", AMBIENT_NS, POD_SKIP,
+		 "sockmesh.io/redirection is none"},
+		{ANNOTATIONS("'sockmesh.io/redirection':'sidecar'"), "", AMBIENT_NS, POD_SIDECAR,
+		 "sockmesh.io/redirection is sidecar"},
+		{ANNOTATIONS("'sockmesh.io/redirection':'ambient'"), "", "", POD_AMBIENT,
+		 "sockmesh.io/redirection is ambient"},
+		{ANNOTATIONS("'sockmesh.io/redirection':'ambient'," QUOTED_STATUS), PROXY(""), "",
+		 POD_SIDECAR, "has a sidecar"},
+	};
+
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		enum test_result result = check_api(rows[i].metadata, rows[i].spec, rows[i].ns,
+						    rows[i].mode, rows[i].reason);
+
+		if (result != TEST_OK) {
+			printf("# row %zu\n", i);
+			return result;
+		}
+	}
+	return TEST_OK;
+}
+
+TEST(a_sidecar_that_is_none_is_skipped_by_its_spec)
+{
+	static const struct {
+		const char *spec;
+		enum pod_mode mode;
+		const char *reason;
+	} rows[] = {
+		{PROXY(""), POD_SIDECAR, "has a sidecar"},
+		{"'initContainers':[{'name':'istio-proxy','restartPolicy':'Always'}]", POD_SIDECAR,
+		 "has a sidecar"},
+		{"'initContainers':[{'name':'istio-init'}]," PROXY(""), POD_SKIP, "istio-init"},
+		{PROXY(",'env':[{'name':'DISABLE_ENVOY','value':'true'}]"), POD_SKIP,
+		 "DISABLE_ENVOY is true"},
+		{PROXY(",'env':[{'name':'DISABLE_ENVOY','value':'0'}]"), POD_SIDECAR, "sidecar"},
+		{PROXY(",'args':['proxy','router']"), POD_SKIP, "a gateway"},
+		{"'containers':[{'name':'app'}]", POD_SKIP, "no container istio-proxy"},
+	};
+
+	for (size_t i = 0; i < COUNT(rows); i++)
+		CHECK_EQ(check_api(ANNOTATIONS(QUOTED_STATUS), rows[i].spec, "", rows[i].mode,
+				   rows[i].reason),
+			 TEST_OK);
+	/* Inject counts, and our own annotation counts before all of it. */
+	CHECK_EQ(check_api(ANNOTATIONS(QUOTED_STATUS ",'sidecar.istio.io/inject':'false'"),
+			   PROXY(""), "", POD_SKIP, "inject is false"),
+		 TEST_OK);
+	CHECK_EQ(check_api(ANNOTATIONS("'sockmesh.io/redirection':'sidecar'"),
+			   "'initContainers':[{'name':'istio-init'}]", "", POD_SIDECAR, "sidecar"),
+		 TEST_OK);
+	return TEST_OK;
+}
+
+TEST(another_meshs_sidecar_is_not_asked_for_istios_container)
+{
+	struct api api;
+
+	api_open(&api, ANNOTATIONS(QUOTED_STATUS), "", "");
+	api.cfg.mesh = mesh_presets[MESH_OSM];
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_SIDECAR);
+	CHECK_EQ(api.decision.settings.proxy_uids.ids[0], 1500);
+	api_done(&api);
+	api_open(&api, ANNOTATIONS(QUOTED_STATUS), PROXY(",'securityContext':{'runAsUser':7}"), "");
+	api.cfg.mesh = mesh_presets[MESH_OSM];
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.settings.proxy_uids.ids[0], 1500);
+	api_done(&api);
+	return TEST_OK;
+}
+
+TEST(a_pod_that_has_ended_or_is_ztunnels_is_not_redirected)
+{
+	static const enum kube_phase ended[] = {KUBE_PHASE_SUCCEEDED, KUBE_PHASE_FAILED};
+	struct api api;
+
+	api_open(&api, LABELS("'app':'ztunnel'"), "", AMBIENT_NS);
+	for (size_t i = 0; i < COUNT(ended); i++) {
+		api.pod->phase = ended[i];
+		CHECK_EQ(api_decide(&api), 0);
+		CHECK_EQ(api.decision.mode, POD_SKIP);
+		CHECK_HAS(api.decision.reason, "it has ended");
+	}
+	api.pod->phase = KUBE_PHASE_RUNNING;
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_AMBIENT);
+	api.cfg.system_namespace = "shop";
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_SKIP);
+	CHECK_HAS(api.decision.reason, "ztunnel's own");
+	api_done(&api);
+	return TEST_OK;
+}
+
+TEST(namespaces_that_are_excluded_or_not_discovered_come_before_everything)
+{
+	static const char *const excluded[] = {"shop", NULL};
+	struct api api;
+
+	api_open(&api, ANNOTATIONS("'sockmesh.io/redirection':'sidecar'"), "", AMBIENT_NS);
+	api.ns->discovered = false;
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_SKIP);
+	CHECK_HAS(api.decision.reason, "--discovery-selectors");
+	api.cfg.exclude_namespaces = excluded;
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_SKIP);
+	CHECK_HAS(api.decision.reason, "namespace \"shop\" is excluded");
+	api_done(&api);
+	return TEST_OK;
+}
+
+/* ---- while the API is silent --------------------------------------------------------------- */
+
+static enum test_result check_silence(const char *ns_labels, json_t *annotations,
+				      enum pod_mode mode, bool hold)
+{
+	struct api api;
+
+	api_open(&api, "", "", ns_labels);
+	api.facts = (struct pod_facts){
+		.ns = "shop", .name = "web-0", .annotations = annotations, .kube_ns = api.ns};
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, mode);
+	CHECK_EQ(api.decision.hold, hold);
+	CHECK(*api.decision.reason);
+	api_done(&api);
+	return TEST_OK;
+}
+
+TEST(without_the_api_sidecars_are_decided_and_others_wait)
+{
+	scoped_json json_t *injected = quoted_json("{" QUOTED_STATUS "}");
+	scoped_json json_t *none = quoted_json("{'sockmesh.io/redirection':'none'}");
+	scoped_json json_t *ambient = quoted_json("{'sockmesh.io/redirection':'ambient'}");
+	scoped_json json_t *nothing = quoted_json("{}");
+
+	CHECK_EQ(check_silence(AMBIENT_NS, injected, POD_SIDECAR, false), TEST_OK);
+	CHECK_EQ(check_silence(NULL, injected, POD_SIDECAR, false), TEST_OK);
+	CHECK_EQ(check_silence(AMBIENT_NS, none, POD_SKIP, false), TEST_OK);
+	CHECK_EQ(check_silence("", ambient, POD_AMBIENT, false), TEST_OK);
+	CHECK_EQ(check_silence(NULL, ambient, POD_AMBIENT, false), TEST_OK);
+	/* It may have a label that we do not see; only its namespace says that it most likely is.
+	 */
+	CHECK_EQ(check_silence(AMBIENT_NS, nothing, POD_UNDECIDED, true), TEST_OK);
+	CHECK_EQ(check_silence("", nothing, POD_UNDECIDED, false), TEST_OK);
+	CHECK_EQ(check_silence(NULL, nothing, POD_UNDECIDED, false), TEST_OK);
+	/* The runtime has passed no annotations. */
+	CHECK_EQ(check_silence(AMBIENT_NS, NULL, POD_UNDECIDED, true), TEST_OK);
+	CHECK_EQ(check_silence("", NULL, POD_UNDECIDED, false), TEST_OK);
+	return TEST_OK;
+}
+
+TEST(without_its_namespace_a_pod_is_undecided_but_for_what_it_says_itself)
+{
+	CHECK_EQ(check_api("", "", NULL, POD_UNDECIDED, "until the API server says"), TEST_OK);
+	CHECK_EQ(check_api(ANNOTATIONS(QUOTED_STATUS), PROXY(""), NULL, POD_SIDECAR, "sidecar"),
+		 TEST_OK);
+	CHECK_EQ(check_api("", "'hostNetwork':true", NULL, POD_SKIP, "hostNetwork"), TEST_OK);
+	return TEST_OK;
+}
+
+TEST(where_the_api_is_not_asked_nothing_is_undecided)
+{
+	struct api api;
+
+	api_open(&api, "", "", NULL);
+	api.cfg.selectors = NULL;
+	api.facts.kube_pod = NULL;
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_SKIP);
+	CHECK_HAS(api.decision.reason, "annotations unknown");
+	api_done(&api);
+	return TEST_OK;
+}
+
+TEST(an_ambient_pod_may_be_not_redirected_yet)
+{
+	struct api api;
+
+	api_open(&api, "", "", AMBIENT_NS);
+	api.facts.not_yet = "ztunnel is not connected";
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_SKIP);
+	CHECK_STR(api.decision.reason, "ztunnel is not connected");
+	api_done(&api);
+	/* But it must be valid. */
+	api_open(&api, ANNOTATIONS("'ambient.istio.io/dns-capture':'maybe'"), "", AMBIENT_NS);
+	api.facts.not_yet = "ztunnel is not connected";
+	CHECK_EQ(api_decide(&api), -EINVAL);
+	api_done(&api);
+	return TEST_OK;
+}
+
+/* ---- settings from the spec ---------------------------------------------------------------- */
+
+TEST(the_proxys_ids_are_its_containers_unless_an_annotation_says_otherwise)
+{
+	static const struct {
+		const char *annotations, *spec;
+		uint32_t uid, gid;
+	} rows[] = {
+		{QUOTED_STATUS, PROXY(""), 1337, 1337},
+		{QUOTED_STATUS, PROXY(",'securityContext':{'runAsUser':0,'runAsGroup':0}"), 1337,
+		 1337},
+		{QUOTED_STATUS, PROXY(",'securityContext':{'runAsUser':2000,'runAsGroup':3000}"),
+		 2000, 3000},
+		{QUOTED_STATUS, PROXY(",'securityContext':{'runAsUser':2000}"), 2000, 1337},
+		{QUOTED_STATUS ",'sockmesh.io/proxy-uid':'7'",
+		 PROXY(",'securityContext':{'runAsUser':2000,'runAsGroup':3000}"), 7, 3000},
+		{QUOTED_STATUS ",'sockmesh.io/proxy-gid':'8'",
+		 PROXY(",'securityContext':{'runAsUser':2000,'runAsGroup':3000}"), 2000, 8},
+		/* The pod's own securityContext is not the container's. */
+		{QUOTED_STATUS, "'securityContext':{'runAsUser':5,'runAsGroup':6}," PROXY(""), 1337,
+		 1337},
+	};
+
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		char annotations[256];
+		struct api api;
+
+		snprintf(annotations, sizeof(annotations), ANNOTATIONS("%s"), rows[i].annotations);
+		api_open(&api, annotations, rows[i].spec, "");
+		CHECK_EQ(api_decide(&api), 0);
+		CHECK_EQ(api.decision.settings.proxy_uids.n, 1);
+		CHECK_EQ(api.decision.settings.proxy_uids.ids[0], rows[i].uid);
+		CHECK_EQ(api.decision.settings.proxy_gids.ids[0], rows[i].gid);
+		api_done(&api);
+	}
+	return TEST_OK;
+}
+
+#define ENV(name, value) PROXY(",'env':[{'name':'" name "','value':'" value "'}]")
+
+TEST(the_environment_of_the_proxy_counts_before_defaults_and_after_annotations)
+{
+	static const struct {
+		const char *annotations, *spec;
+		bool drop_default;
+		bool dns, drop;
+		const char *warning;
+	} rows[] = {
+		{QUOTED_STATUS, PROXY(""), false, false, false, ""},
+		{QUOTED_STATUS, PROXY(""), true, false, true, ""},
+		{QUOTED_STATUS, ENV("ISTIO_META_DNS_CAPTURE", "true"), false, true, false, ""},
+		{QUOTED_STATUS, ENV("ISTIO_META_DNS_CAPTURE", "false"), false, false, false, ""},
+		{QUOTED_STATUS ",'sockmesh.io/dns-capture':'false'",
+		 ENV("ISTIO_META_DNS_CAPTURE", "true"), false, false, false, ""},
+		{QUOTED_STATUS ",'sockmesh.io/dns-capture':'true'",
+		 ENV("ISTIO_META_DNS_CAPTURE", "false"), false, true, false, ""},
+		{QUOTED_STATUS, ENV("INVALID_DROP", "true"), false, false, true, ""},
+		{QUOTED_STATUS, ENV("INVALID_DROP", "false"), true, false, false, ""},
+		{QUOTED_STATUS, ENV("INVALID_DROP", "no"), true, false, true,
+		 "INVALID_DROP of container istio-proxy is not true or false, and ignored"},
+		{QUOTED_STATUS, ENV("ISTIO_META_DNS_CAPTURE", "yes"), false, false, false,
+		 "ISTIO_META_DNS_CAPTURE of container"},
+		{QUOTED_STATUS, ENV("DISABLE_ENVOY", "yes"), false, false, false, "DISABLE_ENVOY"},
+	};
+
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		char annotations[256];
+		struct api api;
+
+		snprintf(annotations, sizeof(annotations), ANNOTATIONS("%s"), rows[i].annotations);
+		api_open(&api, annotations, rows[i].spec, "");
+		api.cfg.drop_invalid = rows[i].drop_default;
+		CHECK_EQ(api_decide(&api), 0);
+		CHECK_EQ(api.decision.mode, POD_SIDECAR);
+		CHECK_EQ(api.decision.settings.dns_capture, rows[i].dns);
+		CHECK_EQ(api.decision.settings.drop_invalid, rows[i].drop);
+		CHECK_HAS(api.decision.warning, rows[i].warning);
+		CHECK_EQ(!*api.decision.warning, !*rows[i].warning);
+		api_done(&api);
+	}
+	return TEST_OK;
+}
+
+TEST(an_ambient_pod_has_its_own_annotations)
+{
+	static const struct {
+		const char *annotations;
+		bool dns, inbound;
+		size_t reroute;
+	} rows[] = {
+		{"", true, true, 0},
+		{"'ambient.istio.io/dns-capture':'false'", false, true, 0},
+		{"'ambient.istio.io/dns-capture':'false','sockmesh.io/dns-capture':'1'", true, true,
+		 0},
+		{"'ambient.istio.io/bypass-inbound-capture':'true'", true, false, 0},
+		{"'ambient.istio.io/bypass-inbound-capture':'F'", true, true, 0},
+		{"'istio.io/reroute-virtual-interfaces':'net1,net2'", true, true, 2},
+		/* A sidecar's business. */
+		{"'traffic.sidecar.istio.io/excludeInboundPorts':'x'", true, true, 0},
+	};
+
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		char annotations[256];
+		struct api api;
+
+		snprintf(annotations, sizeof(annotations), ANNOTATIONS("%s"), rows[i].annotations);
+		api_open(&api, annotations, "", AMBIENT_NS);
+		CHECK_EQ(api_decide(&api), 0);
+		CHECK_EQ(api.decision.mode, POD_AMBIENT);
+		CHECK(api.decision.settings.ambient);
+		CHECK_EQ(api.decision.settings.dns_capture, rows[i].dns);
+		CHECK_EQ(api.decision.settings.inbound_include_all, rows[i].inbound);
+		CHECK_EQ(api.decision.settings.reroute_interfaces.n, rows[i].reroute);
+		api_done(&api);
+	}
+	return TEST_OK;
+}
+
+TEST(bad_values_of_ambient_annotations_are_refused_by_name)
+{
+	static const struct {
+		const char *annotations, *error;
+	} rows[] = {
+		{"'ambient.istio.io/dns-capture':'maybe'",
+		 "annotation ambient.istio.io/dns-capture: \"maybe\" is not true or false"},
+		{"'ambient.istio.io/bypass-inbound-capture':''",
+		 "annotation ambient.istio.io/bypass-inbound-capture: \"\" is not true or false"},
+		{"'istio.io/reroute-virtual-interfaces':'a/b'",
+		 "annotation istio.io/reroute-virtual-interfaces: \"a/b\": item 1"},
+	};
+
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		char annotations[256];
+		struct api api;
+
+		snprintf(annotations, sizeof(annotations), ANNOTATIONS("%s"), rows[i].annotations);
+		api_open(&api, annotations, "", AMBIENT_NS);
+		CHECK_EQ(api_decide(&api), -EINVAL);
+		CHECK_HAS(api.err.text, rows[i].error);
+		api_done(&api);
+	}
+	return TEST_OK;
+}
+
+/* ---- comparing and remembering ------------------------------------------------------------- */
+
+static uint64_t digest_of(const char *metadata, const char *spec, const char *ns_labels)
+{
+	struct api api;
+	uint64_t digest;
+
+	api_open(&api, metadata, spec, ns_labels);
+	digest = pod_facts_digest(&api.facts);
+	api_done(&api);
+	return digest;
+}
+
+TEST(the_digest_differs_whenever_the_decision_may)
+{
+	const uint64_t digests[] = {
+		digest_of("", "", ""),
+		digest_of("", "", NULL),
+		digest_of("", "", AMBIENT_NS),
+		digest_of("", "'hostNetwork':true", ""),
+		digest_of("", PROXY(""), ""),
+		digest_of("", PROXY(",'securityContext':{'runAsUser':1}"), ""),
+		digest_of("", PROXY(",'securityContext':{'runAsGroup':1}"), ""),
+		digest_of("", PROXY(",'args':['proxy','router']"), ""),
+		digest_of("", ENV("DISABLE_ENVOY", "1"), ""),
+		digest_of("", ENV("ISTIO_META_DNS_CAPTURE", "1"), ""),
+		digest_of("", ENV("INVALID_DROP", "1"), ""),
+		digest_of("", "'initContainers':[{'name':'istio-init'}]", ""),
+		digest_of(LABELS("'app':'a'"), "", ""),
+		digest_of(LABELS("'app':'b'"), "", ""),
+		digest_of(ANNOTATIONS("'sockmesh.io/a':'b'"), "", ""),
+		digest_of(ANNOTATIONS("'sockmesh.io/b':'a'"), "", ""),
+		digest_of(ANNOTATIONS("'sockmesh.io/a':'b','sockmesh.io/b':'a'"), "", ""),
+	};
+	struct api api;
+
+	for (size_t i = 0; i < COUNT(digests); i++)
+		for (size_t k = 0; k < i; k++)
+			CHECK(digests[i] != digests[k]);
+	/* The order of annotations, and what is not asked for, are nothing. */
+	CHECK(digest_of(ANNOTATIONS("'sockmesh.io/b':'a','sockmesh.io/a':'b'"), "", "") ==
+	      digests[COUNT(digests) - 1]);
+	CHECK(digest_of(LABELS("'tier':'a'"), "'nodeName':'n'", "") == digests[0]);
+	api_open(&api, "", "", "");
+	CHECK(pod_facts_digest(&api.facts) == digests[0]);
+	api.facts.not_yet = "x";
+	CHECK(pod_facts_digest(&api.facts) != digests[0]);
+	api.facts.not_yet = NULL;
+	api.ns->discovered = false;
+	CHECK(pod_facts_digest(&api.facts) != digests[0]);
+	api.ns->discovered = true;
+	api.pod->phase = KUBE_PHASE_FAILED;
+	CHECK(pod_facts_digest(&api.facts) != digests[0]);
+	api_done(&api);
+	return TEST_OK;
+}
+
+/* Decides again from nothing but what was remembered, and must decide the same. */
+static enum test_result check_memory(const char *metadata, const char *spec, const char *ns_labels,
+				     enum pod_mode mode)
+{
+	scoped_json json_t *memory = NULL;
+	struct redirect_plan *before = NULL, *after = NULL;
+	struct api api;
+
+	api_open(&api, metadata, spec, ns_labels);
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, mode);
+	CHECK_EQ(redirect_plan_build(&api.decision.settings, &before, &api.err), 0);
+	memory = pod_facts_remember(&api.facts, &api.decision);
+	CHECK(memory);
+	api.facts = (struct pod_facts){.ns = "shop", .name = "web-0", .annotations = memory};
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, mode);
+	CHECK_EQ(redirect_plan_build(&api.decision.settings, &after, &api.err), 0);
+	CHECK(redirect_plan_equal(before, after));
+	redirect_plan_free(before);
+	redirect_plan_free(after);
+	api_done(&api);
+	return TEST_OK;
+}
+
+TEST(what_is_remembered_decides_the_same_without_the_api)
+{
+	CHECK_EQ(check_memory("", "", AMBIENT_NS, POD_AMBIENT), TEST_OK);
+	CHECK_EQ(check_memory(ANNOTATIONS("'ambient.istio.io/dns-capture':'0'"), "", AMBIENT_NS,
+			      POD_AMBIENT),
+		 TEST_OK);
+	CHECK_EQ(check_memory(ANNOTATIONS(QUOTED_STATUS), PROXY(""), "", POD_SIDECAR), TEST_OK);
+	CHECK_EQ(check_memory(ANNOTATIONS(QUOTED_STATUS ",'sockmesh.io/proxy-gid':'5,6'"),
+			      PROXY(",'securityContext':{'runAsUser':2000,'runAsGroup':3000}"), "",
+			      POD_SIDECAR),
+		 TEST_OK);
+	CHECK_EQ(check_memory(ANNOTATIONS(QUOTED_STATUS), ENV("ISTIO_META_DNS_CAPTURE", "1"), "",
+			      POD_SIDECAR),
+		 TEST_OK);
+	return TEST_OK;
+}
+
+TEST(of_a_pod_that_is_skipped_or_not_known_nothing_is_added)
+{
+	scoped_json json_t *annotations = quoted_json("{'sockmesh.io/accelerate':'off'}");
+	const struct pod_facts unknown = {.ns = "a"}, plain = {.annotations = annotations};
+	const struct pod_decision skip = {.mode = POD_SKIP}, ambient = {.mode = POD_AMBIENT};
+	scoped_json json_t *memory = NULL;
+	struct api api;
+
+	CHECK(!pod_facts_remember(&unknown, &skip));
+	memory = pod_facts_remember(&plain, &ambient);
+	CHECK(json_equal(memory, annotations));
+	json_decref(memory);
+	api_open(&api, ANNOTATIONS("'sockmesh.io/accelerate':'off'"), "", "");
+	memory = pod_facts_remember(&api.facts, &skip);
+	CHECK(json_equal(memory, annotations));
+	api_done(&api);
 	return TEST_OK;
 }

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What CNI plugins ask. An add is answered at once where that is possible; it waits while the API
+ * server may be about to say something of the pod, but not for long, and while ztunnel is asked. A
+ * pod's creation never depends on the API server.
+ */
+#include "agent_protocol.h"
+#include "agent_server.h"
+#include "enrolment_private.h"
+#include "error.h"
+#include "event_loop.h"
+#include "monotonic.h"
+#include "netns.h"
+#include "registration.h"
+#include "scoped.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- those that wait ------------------------------------------------------------------------- */
+
+static void add_free(struct waiting_add *add)
+{
+	agent_request_done(add->req);
+	free(add->req);
+	scoped_close(&add->netns_fd);
+	free(add);
+}
+
+void enrolment_add_answer(struct enrolment *e, struct waiting_add *add, json_t *reply)
+{
+	e->n_adds--;
+	agent_call_answer(add->call, reply);
+	add_free(add);
+}
+
+/* Takes the request's contents over. NULL without memory: the request is as it
+ * was. */
+static struct waiting_add *add_new(struct enrolment *e, struct agent_request *req, int netns_fd,
+				   struct agent_call *call)
+{
+	struct waiting_add *add = calloc(1, sizeof(*add));
+
+	if (!add)
+		return NULL;
+	add->req = malloc(sizeof(*add->req));
+	add->netns_fd = netns_fd < 0 ? -1 : fcntl(netns_fd, F_DUPFD_CLOEXEC, 0);
+	if (!add->req || (netns_fd >= 0 && add->netns_fd < 0)) {
+		free(add->req);
+		free(add);
+		return NULL;
+	}
+	*add->req = *req;
+	memset(req, 0, sizeof(*req));
+	add->call = call;
+	agent_call_later(call);
+	e->n_adds++;
+	return add;
+}
+
+/* ---- one add --------------------------------------------------------------------------------- */
+
+/* The API's pod that the request is about; NULL: not known, or only an earlier
+ * one of its name. */
+static const struct kube_pod *pod_of(const struct enrolment *e, const struct agent_request *req)
+{
+	const struct kube_pod *kp;
+
+	if (!e->store || !req->pod_namespace || !req->pod_name)
+		return NULL;
+	kp = kube_store_pod(e->store, req->pod_namespace, req->pod_name);
+	return kp && (!req->pod_uid || kube_pod_is(kp, req->pod_uid)) ? kp : NULL;
+}
+
+static bool is_known(const struct enrolment *e, const struct agent_request *req)
+{
+	return pod_of(e, req) && kube_store_namespace(e->store, req->pod_namespace);
+}
+
+static json_t *busy(const char *why)
+{
+	return agent_reply_refusal(AGENT_CODE_BUSY, true, why);
+}
+
+/* Where ambient pods begin: ztunnel first. The answer comes with ztunnel's. */
+static void ask_ztunnel(struct enrolment *e, struct waiting_add *add, const struct kube_pod *kp)
+{
+	const struct agent_request *req = add->req;
+	const char *uid = kp ? kp->uid : req->pod_uid ?: req->container_id;
+	struct member *m =
+		enrolment_member_get(e, uid, req->pod_namespace ?: "", req->pod_name ?: "");
+
+	if (!m) {
+		enrolment_add_answer(e, add, busy("no memory"));
+		return;
+	}
+	if (m->add || m->asks_ztunnel) {
+		/* An earlier sandbox of this pod, or a plugin that has asked twice. */
+		enrolment_add_answer(e, add, busy("the pod is being handed to ztunnel already"));
+		return;
+	}
+	m->add = add;
+	add->asks_ztunnel = true;
+	enrolment_join(e, m, kp, add->netns_fd);
+}
+
+/* What else comes is refused by registration, and must not reach ztunnel before. */
+static bool is_pod_netns(int netns_fd)
+{
+	struct error ignored = {0};
+
+	return netns_fd >= 0 && !netns_check_fd(netns_fd, &ignored) && !netns_is_host(netns_fd);
+}
+
+/* Everything is known that will be known in time. */
+static void settle(struct enrolment *e, struct waiting_add *add)
+{
+	const struct kube_pod *kp = pod_of(e, add->req);
+	struct pod_decision decision = {0};
+	struct pod_facts facts;
+	struct error err = {0};
+	int r;
+
+	enrolment_facts(e, kp, NULL, add->req, &facts);
+	r = pod_policy_decide(e->cfg.policy, &facts, &decision, &err);
+	if (!r && decision.mode == POD_UNDECIDED && decision.hold) {
+		enrolment_add_answer(e, add, busy(decision.reason));
+	} else if (!r && decision.mode == POD_AMBIENT && is_pod_netns(add->netns_fd)) {
+		ask_ztunnel(e, add, kp);
+	} else {
+		/* Refusals are its to say as well. */
+		e->admitted_unknown += !r && decision.mode == POD_UNDECIDED;
+		enrolment_add_answer(
+			e, add,
+			registration_handle(e->cfg.registration, add->req, add->netns_fd, &facts));
+	}
+	if (!r)
+		pod_decision_done(&decision);
+}
+
+/* ---- waiting for the API --------------------------------------------------------------------- */
+
+static void wake_for_adds(struct enrolment *e);
+
+static void take_out(struct enrolment *e, struct waiting_add *add)
+{
+	struct waiting_add **link = &e->adds;
+
+	while (*link != add)
+		link = &(*link)->next;
+	*link = add->next;
+	add->next = NULL;
+}
+
+void enrolment_adds_look(struct enrolment *e)
+{
+	int64_t now = monotonic_ms();
+	struct waiting_add *add, *next;
+
+	for (add = e->adds; add; add = next) {
+		next = add->next;
+		if (!is_known(e, add->req) && now < add->until_ms && enrolment_is_current(e))
+			continue;
+		take_out(e, add);
+		settle(e, add);
+		next = e->adds; /* whatever that has changed */
+	}
+	wake_for_adds(e);
+}
+
+static void on_adds(void *arg)
+{
+	struct enrolment *e = arg;
+
+	e->adds_timer = NULL;
+	enrolment_adds_look(e);
+}
+
+static void wake_for_adds(struct enrolment *e)
+{
+	int64_t now = monotonic_ms(), first = INT64_MAX;
+	struct error err = {0};
+
+	for (const struct waiting_add *add = e->adds; add; add = add->next)
+		first = add->until_ms < first ? add->until_ms : first;
+	event_loop_remove(e->adds_timer);
+	e->adds_timer = NULL;
+	if (first == INT64_MAX)
+		return;
+	if (event_loop_add_timer(e->cfg.loop, first > now ? (uint64_t)(first - now) : 0, 0, on_adds,
+				 e, &e->adds_timer, &err))
+		log_error(LOG_WARN, &err, "adds wait for the API server's next word", NULL);
+}
+
+/*
+ * Is there anything to wait for? Not for a pod that the API's word changes nothing about, and not
+ * for an API server that does not speak to us.
+ */
+static bool waits_for_api(const struct enrolment *e, const struct agent_request *req)
+{
+	struct pod_decision decision = {0};
+	struct pod_facts facts;
+	struct error ignored = {0};
+	bool waits;
+
+	if (!enrolment_is_current(e) || is_known(e, req))
+		return false;
+	enrolment_facts(e, NULL, NULL, req, &facts);
+	if (pod_policy_decide(e->cfg.policy, &facts, &decision, &ignored))
+		return false;
+	/* What is excluded is so for good; a sidecar's container may say more than
+	 * annotations. */
+	waits = decision.mode != POD_SKIP;
+	pod_decision_done(&decision);
+	return waits;
+}
+
+static json_t *handle_add(struct enrolment *e, struct agent_request *req, int netns_fd,
+			  struct agent_call *call)
+{
+	struct waiting_add *add;
+
+	if (e->n_adds >= ENROLMENT_ADDS_MAX)
+		return busy("too many pods are being added at once");
+	add = add_new(e, req, netns_fd, call);
+	if (!add)
+		return NULL;
+	if (!waits_for_api(e, add->req)) {
+		settle(e, add);
+		return NULL;
+	}
+	add->until_ms = monotonic_ms() + ENROLMENT_CACHE_WAIT_MS;
+	add->next = e->adds;
+	e->adds = add;
+	wake_for_adds(e);
+	return NULL;
+}
+
+json_t *enrolment_request(struct enrolment *e, struct agent_request *req, int netns_fd,
+			  struct agent_call *call)
+{
+	if (req->op == AGENT_ADD)
+		return handle_add(e, req, netns_fd, call);
+	return registration_handle(e->cfg.registration, req, netns_fd, NULL);
+}
+
+void enrolment_adds_answer_all(struct enrolment *e)
+{
+	while (e->adds) {
+		struct waiting_add *add = e->adds;
+
+		e->adds = add->next;
+		enrolment_add_answer(e, add, busy("the agent is ending"));
+	}
+	for (size_t i = 0; i < MEMBER_BUCKETS; i++)
+		for (struct member *m = e->members[i]; m; m = m->next) {
+			if (m->add)
+				enrolment_add_answer(e, m->add, busy("the agent is ending"));
+			m->add = NULL;
+		}
+}

@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What tells enrolment that a pod has to be looked at: the API server's objects, programs that
+ * start, ztunnels that come and go.
+ */
+#include "enrolment_private.h"
+#include "error.h"
+#include "event_loop.h"
+#include "kube_watch.h"
+#include "monotonic.h"
+#include "pod_finder.h"
+#include "pod_repair.h"
+#include "pod_status.h"
+#include "process_watch.h"
+#include "registration.h"
+#include "scoped.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+	SEARCH_SLICE_MS = 10,
+	SEARCH_PAUSE_MS = 5, /* between two slices, for the rest of the loop */
+	ZTUNNEL_RETRY_MS = 5000,
+};
+
+/* ---- the API server's objects ---------------------------------------------------------------- */
+
+static void on_pod(void *arg, const struct kube_pod *was, const struct kube_pod *now,
+		   uint32_t changed)
+{
+	struct enrolment *e = arg;
+	const struct kube_pod *pod = now ?: was;
+	struct member *m = enrolment_member_get(e, pod->uid, pod->ns, pod->name);
+
+	if (m)
+		m->is_expected = true;
+	/* Containers come and go all the time, and say nothing about the redirection.
+	 */
+	if (!m || (was && now && !(changed & ~(uint32_t)KUBE_CHANGED_CONTAINERS)))
+		return;
+	m->not_before_ms = 0;
+	kube_backoff_reset(&m->backoff);
+	enrolment_due(e, m);
+}
+
+static void on_namespace(void *arg, const struct kube_namespace *was,
+			 const struct kube_namespace *now)
+{
+	struct enrolment *e = arg;
+	const char *name = now ? now->name : was->name;
+	size_t n = 0;
+	const struct kube_pod *const *pods = kube_store_pods(e->store, name, &n);
+
+	for (size_t i = 0; i < n; i++)
+		on_pod(e, NULL, pods[i], 0);
+}
+
+struct watched {
+	enum kube_kind kind;
+	const char *name, *path;
+};
+
+static const struct watched watched[KUBE_KIND_COUNT_] = {
+	[KUBE_PODS] = {KUBE_PODS, "pods", "/api/v1/pods"},
+	[KUBE_NAMESPACES] = {KUBE_NAMESPACES, "namespaces", "/api/v1/namespaces"},
+};
+
+/* One for each watch: its callbacks do not say which one it is. */
+static void take_object(struct enrolment *e, enum kube_kind kind, enum kube_change change,
+			const json_t *object, const struct error *unreadable)
+{
+	struct error err = {0};
+	int r;
+
+	if (change == KUBE_DELETED)
+		r = kube_store_remove(e->store, kind, object, &err);
+	else
+		r = kube_store_put(e->store, kind, object, unreadable, &err);
+	if (r)
+		log_error(LOG_WARN, &err, "an object of the API server is left out", "kind",
+			  watched[kind].name, NULL);
+	if (e->adds)
+		enrolment_adds_look(e);
+}
+
+static void end_list(struct enrolment *e, enum kube_kind kind)
+{
+	kube_store_list_end(e->store, kind);
+	enrolment_adds_look(e);
+	enrolment_due_all(e); /* those too that are in no list any more */
+}
+
+static void note_state(struct enrolment *e, enum kube_kind kind, enum kube_watch_state state,
+		       const struct error *why)
+{
+	bool connected = state != KUBE_WATCH_WAITING;
+
+	if (connected == e->is_connected[kind] && !why)
+		return;
+	if (why)
+		log_error(connected ? LOG_INFO : LOG_WARN, why,
+			  "watching the API server is interrupted", "kind", watched[kind].name,
+			  NULL);
+	else if (!e->is_connected[kind])
+		log_write(LOG_INFO, "watching the API server", "kind", watched[kind].name, NULL);
+	e->is_connected[kind] = connected;
+	if (!connected && e->adds)
+		enrolment_adds_look(e);
+}
+
+static void pods_begin(void *arg)
+{
+	kube_store_list_begin(((struct enrolment *)arg)->store, KUBE_PODS);
+}
+
+static void pods_object(void *arg, enum kube_change change, const json_t *object,
+			const struct error *unreadable)
+{
+	take_object(arg, KUBE_PODS, change, object, unreadable);
+}
+
+static void pods_end(void *arg)
+{
+	end_list(arg, KUBE_PODS);
+}
+
+static void pods_state(void *arg, enum kube_watch_state state, const struct error *why)
+{
+	note_state(arg, KUBE_PODS, state, why);
+}
+
+static void namespaces_begin(void *arg)
+{
+	kube_store_list_begin(((struct enrolment *)arg)->store, KUBE_NAMESPACES);
+}
+
+static void namespaces_object(void *arg, enum kube_change change, const json_t *object,
+			      const struct error *unreadable)
+{
+	take_object(arg, KUBE_NAMESPACES, change, object, unreadable);
+}
+
+static void namespaces_end(void *arg)
+{
+	end_list(arg, KUBE_NAMESPACES);
+}
+
+static void namespaces_state(void *arg, enum kube_watch_state state, const struct error *why)
+{
+	note_state(arg, KUBE_NAMESPACES, state, why);
+}
+
+static const struct kube_watch_ops watch_ops[KUBE_KIND_COUNT_] = {
+	[KUBE_PODS] = {pods_begin, pods_object, pods_end, pods_state},
+	[KUBE_NAMESPACES] = {namespaces_begin, namespaces_object, namespaces_end, namespaces_state},
+};
+
+static int open_watch(struct enrolment *e, enum kube_kind kind, struct error *err)
+{
+	scoped_free char *field = NULL;
+	struct kube_watch_spec spec = {.loop = e->cfg.loop,
+				       .client = e->cfg.client,
+				       .name = watched[kind].name,
+				       .path = watched[kind].path,
+				       .ops = &watch_ops[kind],
+				       .arg = e};
+
+	if (kind == KUBE_PODS && asprintf(&field, "spec.nodeName=%s", e->cfg.node) < 0) {
+		field = NULL;
+		return error_set(err, ENOMEM, "watch over pods");
+	}
+	spec.field_selector = field;
+	return kube_watch_new(&spec, &e->watches[kind], err);
+}
+
+static int open_kubernetes(struct enrolment *e, struct error *err)
+{
+	const struct kube_store_config cfg = {
+		.keep = {.selectors = e->cfg.selectors},
+		.node = e->cfg.node,
+		.events = {.pod = on_pod, .ns = on_namespace, .arg = e}};
+	int r = kube_store_new(&cfg, &e->store, err);
+
+	if (!r)
+		r = pod_status_new(e->cfg.loop, e->cfg.client, e->cfg.node, &e->status, err);
+	if (!r)
+		r = pod_repair_new(e->cfg.client, e->status, e->cfg.repair, &e->repair, err);
+	/* Namespaces first: a pod is decided by both. */
+	if (!r)
+		r = open_watch(e, KUBE_NAMESPACES, err);
+	return r ? r : open_watch(e, KUBE_PODS, err);
+}
+
+bool enrolment_is_current(const struct enrolment *e)
+{
+	return e->store && e->is_connected[KUBE_PODS] && e->is_connected[KUBE_NAMESPACES];
+}
+
+/* ---- processes ------------------------------------------------------------------------------- */
+
+static void on_found(const struct pod_found *found, void *arg)
+{
+	struct enrolment *e = arg;
+	struct member *m = enrolment_member(e, found->uid);
+	char *netns, *cgroup;
+	int fd;
+
+	if (!m)
+		return;
+	m->is_searched = false;
+	fd = fcntl(found->netns_fd, F_DUPFD_CLOEXEC, 0);
+	netns = strdup(found->netns);
+	cgroup = found->cgroup ? strdup(found->cgroup) : NULL;
+	if (fd < 0 || !netns || (found->cgroup && !cgroup)) {
+		scoped_close(&fd);
+		free(netns);
+		free(cgroup);
+		enrolment_retry(e, m);
+		return;
+	}
+	scoped_close(&m->found_fd);
+	free(m->found_netns);
+	free(m->found_cgroup);
+	m->found_fd = fd;
+	m->found_netns = netns;
+	m->found_cgroup = cgroup;
+	e->found++;
+	enrolment_due(e, m);
+}
+
+static void on_search(void *arg);
+
+static void search_in(struct enrolment *e, unsigned ms)
+{
+	struct error err = {0};
+
+	if (!e->search_timer &&
+	    event_loop_add_timer(e->cfg.loop, ms, 0, on_search, e, &e->search_timer, &err))
+		log_error(LOG_WARN, &err, "the search for pods waits for the next one", NULL);
+}
+
+static void on_search(void *arg)
+{
+	struct enrolment *e = arg;
+
+	e->search_timer = NULL;
+	if (pod_search_step(e->search, SEARCH_SLICE_MS, on_found, e)) {
+		search_in(e, SEARCH_PAUSE_MS);
+	} else if (e->search_again) {
+		e->search_again = false;
+		search_in(e, SEARCH_PAUSE_MS);
+	}
+}
+
+/* Those who look are told of each first program in a place; 0: some were lost.
+ */
+static void on_process(pid_t pid, void *arg)
+{
+	struct enrolment *e = arg;
+
+	if (!pid)
+		search_in(e, 0);
+	else
+		pod_search_look_at(e->search, pid, on_found, e);
+}
+
+static void switch_processes(struct enrolment *e)
+{
+	struct error err = {0};
+
+	if (process_watch_switch(e->processes, pod_search_wanted(e->search) > 0, &err))
+		log_error(LOG_WARN, &err,
+			  "new programs are not heard of: pods that start now and that no CNI "
+			  "plugin announces are found by the next round only",
+			  NULL);
+}
+
+void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp)
+{
+	struct error err = {0};
+
+	if (pod_search_want(e->search, m->uid, kp->ips, kp->n_ips, &err)) {
+		enrolment_retry(e, m);
+		return;
+	}
+	m->is_searched = true;
+	/* The watch first: what starts after it is heard of, what ran before is
+	 * walked over. */
+	switch_processes(e);
+	e->search_again = e->search_timer != NULL;
+	search_in(e, 0);
+}
+
+void enrolment_search_end(struct enrolment *e, struct member *m)
+{
+	if (!m->is_searched || !e->search)
+		return;
+	m->is_searched = false;
+	pod_search_forget(e->search, m->uid);
+	switch_processes(e);
+}
+
+/* ---- ztunnel --------------------------------------------------------------------------------- */
+
+static int open_netns(void *arg, const char *uid, int *ret_fd)
+{
+	const struct enrolment *e = arg;
+	const struct pod *pod = pod_table_find_uid(registration_pods(e->cfg.registration), uid);
+
+	*ret_fd = pod ? registration_open_netns(pod) : -1;
+	return *ret_fd < 0 ? -ENOENT : 0;
+}
+
+static void on_ztunnels(void *arg, unsigned n_ready)
+{
+	struct enrolment *e = arg;
+	char text[16];
+
+	snprintf(text, sizeof(text), "%u", n_ready);
+	log_write(n_ready ? LOG_INFO : LOG_WARN,
+		  n_ready ? "ztunnel is connected" : "no ztunnel is connected", "ready", text,
+		  NULL);
+	if (n_ready > e->ztunnels)
+		enrolment_due_all(e);
+	e->ztunnels = n_ready;
+}
+
+/* What a ztunnel is not told of in its snapshot, it stops to serve. */
+static void remember_all(struct enrolment *e)
+{
+	const struct pod_table *pods = registration_pods(e->cfg.registration);
+	struct error err = {0};
+
+	for (size_t i = 0; i < pod_table_count(pods); i++) {
+		const struct pod *pod = pod_table_at(pods, i);
+		const struct zds_pod zds = {.uid = pod->uid,
+					    .name = pod->name,
+					    .ns = pod->ns,
+					    .service_account = pod->service_account ?: "default"};
+
+		if (pod->mode != POD_AMBIENT || !pod->uid || !pod->name || !pod->ns)
+			continue;
+		if (zds_server_remember(e->zds, &zds, &err))
+			log_error(LOG_ERROR, &err, "ztunnel is not told of a pod", "namespace",
+				  pod->ns, "pod", pod->name, NULL);
+	}
+}
+
+static void on_ztunnel_retry(void *arg);
+
+static void serve_ztunnel(struct enrolment *e)
+{
+	const struct zds_server_config cfg = {.path = e->cfg.ztunnel_socket,
+					      ZDS_SERVER_DEFAULTS,
+					      .open_netns = open_netns,
+					      .on_peers = on_ztunnels,
+					      .arg = e};
+	struct error err = {0};
+	unsigned suppressed;
+
+	if (e->zds)
+		return;
+	if (!zds_server_open(&cfg, e->cfg.loop, &e->zds, &err)) {
+		remember_all(e);
+		zds_server_start(e->zds);
+		return;
+	}
+	if (log_limit_allow(&e->zds_failures, &suppressed))
+		log_error(LOG_WARN, &err, "ztunnel cannot be served; it is tried again", NULL);
+	if (!e->zds_timer && event_loop_add_timer(e->cfg.loop, ZTUNNEL_RETRY_MS, 0,
+						  on_ztunnel_retry, e, &e->zds_timer, &err))
+		log_error(LOG_ERROR, &err, "ztunnel is not served", NULL);
+}
+
+static void on_ztunnel_retry(void *arg)
+{
+	struct enrolment *e = arg;
+
+	e->zds_timer = NULL;
+	serve_ztunnel(e);
+}
+
+void enrolment_want_ztunnel(struct enrolment *e)
+{
+	if (!e->wants_zds) {
+		e->wants_zds = true;
+		serve_ztunnel(e);
+	}
+}
+
+/* Somebody has made its directory: ztunnel is, or is going to be, on this node.
+ */
+static bool has_directory(const char *socket)
+{
+	scoped_free char *dir = strdup(socket);
+	char *slash = dir ? strrchr(dir, '/') : NULL;
+
+	if (!slash || slash == dir)
+		return false;
+	*slash = '\0';
+	return access(dir, F_OK) == 0;
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+int enrolment_sources_open(struct enrolment *e, struct error *err)
+{
+	int r = pod_search_new(NULL, &e->search, err);
+
+	if (!r)
+		r = process_watch_new(e->cfg.loop, on_process, e, &e->processes, err);
+	if (!r && e->cfg.client)
+		r = open_kubernetes(e, err);
+	if (!r && (e->cfg.ztunnel_socket_given || has_directory(e->cfg.ztunnel_socket)))
+		enrolment_want_ztunnel(e);
+	return r;
+}
+
+void enrolment_sources_close(struct enrolment *e)
+{
+	event_loop_remove(e->zds_timer);
+	event_loop_remove(e->search_timer);
+	for (enum kube_kind kind = 0; kind < KUBE_KIND_COUNT_; kind++)
+		kube_watch_free(e->watches[kind]);
+	zds_server_close(e->zds);
+	e->zds = NULL;
+	process_watch_free(e->processes);
+	pod_search_free(e->search);
+	e->search = NULL;
+	pod_repair_free(e->repair);
+	e->repair = NULL;
+	pod_status_free(e->status);
+	e->status = NULL;
+	kube_store_free(e->store);
+}

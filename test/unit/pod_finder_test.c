@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Real namespaces, behind a /proc of our own making in which processes are whose we like. */
+#include "pod_finder.h"
+
+#include "error.h"
+#include "netlink.h"
+#include "netns.h"
+#include "scoped.h"
+#include "test.h"
+
+#include <ftw.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define POD_A "0b7a2f3e-1c2d-4e5f-8a9b-0c1d2e3f4a5b"
+#define POD_B "1b7a2f3e-1c2d-4e5f-8a9b-0c1d2e3f4a5b"
+
+struct found {
+	unsigned n;
+	char uid[64], netns[PATH_MAX], cgroup[PATH_MAX];
+	struct netns_id id;
+	pid_t pid;
+};
+
+static void on_found(const struct pod_found *found, void *arg)
+{
+	struct found *f = arg;
+	struct error err = {0};
+
+	f->n++;
+	snprintf(f->uid, sizeof(f->uid), "%s", found->uid);
+	snprintf(f->netns, sizeof(f->netns), "%s", found->netns);
+	snprintf(f->cgroup, sizeof(f->cgroup), "%s", found->cgroup ?: "(none)");
+	f->pid = found->pid;
+	if (netns_identify(found->netns_fd, &f->id, &err))
+		abort();
+}
+
+static char *make_proc(void)
+{
+	static char path[] = "/tmp/sockmesh-proc-XXXXXX";
+
+	memcpy(path + sizeof(path) - 7, "XXXXXX", 6);
+	if (!mkdtemp(path))
+		abort();
+	return path;
+}
+
+static void write_text(const char *path, const char *text)
+{
+	FILE *file = fopen(path, "we");
+
+	if (!file || fputs(text, file) < 0 || fclose(file))
+		abort();
+}
+
+/* A process of that pod in that namespace. started: clock ticks after boot. */
+static void add_process(const char *proc, int pid, const char *pod, int netns_fd, unsigned started)
+{
+	char dir[PATH_MAX - 64], path[PATH_MAX], text[512];
+
+	snprintf(dir, sizeof(dir), "%s/%d", proc, pid);
+	snprintf(path, sizeof(path), "%s/ns", dir);
+	if (mkdir(dir, 0700) || mkdir(path, 0700))
+		abort();
+	snprintf(path, sizeof(path), "%s/cgroup", dir);
+	snprintf(text, sizeof(text), "1:cpu:/kubepods/pod%s/c1\n0::/kubepods/pod%s/c1\n", pod, pod);
+	write_text(path, text);
+	snprintf(path, sizeof(path), "%s/stat", dir);
+	snprintf(text, sizeof(text),
+		 "%d (a ) name) S 1 1 1 0 -1 4194560 1 1 1 1 1 1 1 1 20 0 1 0 %u 1 1\n", pid,
+		 started);
+	write_text(path, text);
+	snprintf(path, sizeof(path), "%s/ns/net", dir);
+	snprintf(text, sizeof(text), "/proc/self/fd/%d", netns_fd);
+	if (symlink(text, path))
+		abort();
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)st;
+	(void)type;
+	(void)ftw;
+	return remove(path);
+}
+
+static void remove_proc(const char *proc)
+{
+	nftw(proc, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* With the address ::6, which is what this test's pods have. */
+static int new_pod_netns(void)
+{
+	struct error err = {0};
+	int fd = -1;
+
+	if (netns_new(&fd, &err) || netlink_set_passthrough_address(fd, true, NULL, &err))
+		abort();
+	return fd;
+}
+
+static void want(struct pod_search *search, const char *uid, const char *address)
+{
+	struct ip_address a;
+	struct error err = {0};
+
+	if (ip_address_parse(address, &a, &err) || pod_search_want(search, uid, &a, 1, &err))
+		abort();
+}
+
+static struct pod_search *search_in(const char *proc)
+{
+	struct pod_search *search = NULL;
+	struct error err = {0};
+
+	if (pod_search_new(proc, &search, &err))
+		abort();
+	return search;
+}
+
+static struct found walk(struct pod_search *search)
+{
+	struct found found = {0};
+
+	while (pod_search_step(search, 1, on_found, &found))
+		;
+	return found;
+}
+
+TEST(a_pod_is_found_by_cgroup_and_address)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int fd = new_pod_netns();
+	struct netns_id id;
+	struct error err = {0};
+	struct found found;
+
+	CHECK(!netns_identify(fd, &id, &err));
+	add_process(proc, 70, POD_A, fd, 500);
+	want(search, POD_A, "::6");
+	want(search, POD_B, "::6");
+	found = walk(search);
+	CHECK_EQ(found.n, 1);
+	CHECK_STR(found.uid, POD_A);
+	CHECK_STR(found.cgroup, "/kubepods/pod" POD_A "/c1");
+	CHECK_EQ(found.pid, 70);
+	CHECK(found.id.cookie == id.cookie);
+	CHECK_EQ(pod_search_wanted(search), 1);
+	CHECK_EQ(walk(search).n, 0); /* once */
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
+TEST(a_namespace_without_the_pods_address_is_not_the_pods)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int foreign = new_pod_netns();
+
+	add_process(proc, 70, POD_A, foreign, 500);
+	want(search, POD_A, "10.1.2.3");
+	CHECK_EQ(walk(search).n, 0);
+	CHECK(!pod_search_want(search, POD_A, NULL, 0, &(struct error){0}));
+	CHECK_EQ(walk(search).n, 0); /* nor is any, of a pod that has none yet */
+	want(search, POD_A, "::6");
+	CHECK_EQ(walk(search).n, 1);
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
+TEST(the_process_that_started_first_tells_the_namespace)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int sandbox = new_pod_netns();
+	scoped_fd int later = new_pod_netns();
+	struct netns_id id;
+	struct error err = {0};
+	struct found found;
+
+	CHECK(!netns_identify(sandbox, &id, &err));
+	add_process(proc, 70, POD_A, later, 900);
+	add_process(proc, 71, POD_A, sandbox, 500);
+	add_process(proc, 72, POD_A, sandbox, 700);
+	add_process(proc, 73, POD_A, later, 800);
+	want(search, POD_A, "::6");
+	found = walk(search);
+	CHECK_EQ(found.n, 1);
+	CHECK_EQ(found.pid, 71);
+	CHECK(found.id.cookie == id.cookie);
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
+TEST(the_hosts_own_namespace_is_no_pods)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int own = -1;
+	struct error err = {0};
+
+	CHECK(!netns_open("/proc/self/ns/net", &own, &err));
+	add_process(proc, 70, POD_A, own, 500);
+	want(search, POD_A, "127.0.0.1");
+	CHECK_EQ(walk(search).n, 0);
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
+TEST(one_process_is_looked_at_when_somebody_has_heard_of_it)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int fd = new_pod_netns();
+	struct found found = {0};
+
+	want(search, POD_A, "::6");
+	CHECK(!pod_search_look_at(search, 70, on_found, &found));
+	add_process(proc, 70, POD_A, fd, 500);
+	CHECK(pod_search_look_at(search, 70, on_found, &found));
+	CHECK_EQ(found.n, 1);
+	CHECK_EQ(pod_search_wanted(search), 0);
+	CHECK(!pod_search_look_at(search, 70, on_found, &found));
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
+TEST(a_pod_that_is_forgotten_is_not_found)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int fd = new_pod_netns();
+
+	add_process(proc, 70, POD_A, fd, 500);
+	want(search, POD_A, "::6");
+	pod_search_forget(search, POD_A);
+	pod_search_forget(search, POD_B);
+	CHECK_EQ(walk(search).n, 0);
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
