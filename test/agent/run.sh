@@ -988,11 +988,14 @@ test_accelerator_is_full() {
 	crash
 	rm "$map"
 	bpftool map create "$map" type hash key 8 value 8 entries 1 name accel_pods flags 1
-	bpftool map update pinned "$map" key 1 2 3 4 5 6 7 8 value 2 0 0 0 1 0 0 0
-	agent_start --reconcile-seconds 1
+	agent_start --reconcile-seconds 3600
 	check_has "$(grep "^warn" "$NODE_DIR/agent.log")" "map=accel_pods entries=1 asked=4096"
+	# At once, not when somebody looks the next time.
+	bpftool map update pinned "$map" key 1 2 3 4 5 6 7 8 value 2 0 0 0 1 0 0 0
 	add c1 eth0 t-a first
 	check_has "$(level first)" "proxy: --accelerate auto"
+	crash
+	agent_start --reconcile-seconds 1
 	add c2 eth0 t-b second
 	check_has "$(level second)" "off: a map of the accelerator is full"
 	check_equal "$(bpftool -j map dump pinned "$map" | jq -c '[.[].value[0]]')" '["0x01"]'

@@ -24,9 +24,13 @@ OUT=${OUT:-$BUILD_DIR/test/kernels}
 PACKAGES=(bash dash coreutils util-linux mount findutils grep sed diffutils procps psmisc jq
 	iproute2 nftables iptables kmod bpftool python3-minimal)
 ALTERNATIVES=(awk iptables{,-save,-restore} ip6tables{,-save,-restore})
+# What connects the pods of test/lib/pod.sh.
+PLUGINS=(/usr/lib/cni/bridge /usr/lib/cni/host-local)
+# Of the tests, below BUILD_DIR/test.
+PROGRAMS=(contract accelerate bench/bench_proxy)
 
 # Directories of modules; what they depend on comes along.
-MODULES=(net/netfilter net/ipv4 net/ipv6 net/tls crypto net/sched net/core drivers/net/veth drivers/net/dummy
+MODULES=(net/netfilter net/ipv4 net/ipv6 net/tls net/bridge crypto net/sched net/core drivers/net/veth drivers/net/dummy
 	drivers/net/tun drivers/net/ifb drivers/net/macvlan drivers/net/ipvlan)
 
 die() {
@@ -72,7 +76,10 @@ copy_commands() { # ROOT
 	plugins=$(dirname "$(dpkg -L iptables | grep '/xtables/libxt_standard\.so$')")
 	mkdir -p "$1$plugins"
 	cp -P --preserve=mode "$plugins"/*.so "$1$plugins/"
-	for library in $(libraries_of "${paths[@]}" "$plugins"/*.so); do
+	for path in "${PLUGINS[@]}"; do
+		copy "$1" "$path"
+	done
+	for library in $(libraries_of "${paths[@]}" "${PLUGINS[@]}" "$plugins"/*.so); do
 		copy "$1" "$library"
 	done
 	python=${python%-minimal}
@@ -129,16 +136,17 @@ modules_archive() { # VERSION
 }
 
 project_archive() {
-	local root=$OUT/project library
+	local root=$OUT/project library program
 	rm -rf "$root"
-	mkdir -p "$root"/usr/{lib,lib64} "$root"/sockmesh/build/{gen,test/contract}
+	mkdir -p "$root"/usr/{lib,lib64} "$root"/sockmesh/build/gen
 	ln -s usr/lib "$root/lib"
 	ln -s usr/lib64 "$root/lib64"
 	cp -r test VERSION "$root/sockmesh/"
 	rm -rf "$root/sockmesh/test/fuzz/corpus"
 	cp -r "$BUILD_DIR/bin" "$root/sockmesh/build/"
-	find "$BUILD_DIR/test/contract" -maxdepth 1 -type f -perm /111 \
-		-exec cp -t "$root/sockmesh/build/test/contract" {} +
+	(cd "$BUILD_DIR" && find "${PROGRAMS[@]/#/test/}" -maxdepth 1 -type f -perm /111) | while read -r program; do
+		install -D "$BUILD_DIR/$program" "$root/sockmesh/build/$program"
+	done
 	for library in $(libraries_of "$BUILD_DIR"/bin/*); do
 		copy "$root" "$library"
 	done
@@ -160,5 +168,5 @@ newer_than "$OUT/system.cpio" test/kernels/init test/kernels/initramfs.sh /var/l
 	system_archive
 newer_than "$OUT/modules-$1.cpio" test/kernels/initramfs.sh "$KERNEL_CACHE/$1/release" ||
 	modules_archive "$1"
-newer_than "$OUT/project.cpio" test "$BUILD_DIR/bin" "$BUILD_DIR/test/contract" build/gen test/kernels/initramfs.sh ||
+newer_than "$OUT/project.cpio" test "$BUILD_DIR/bin" "${PROGRAMS[@]/#/$BUILD_DIR/test/}" build/gen test/kernels/initramfs.sh ||
 	project_archive

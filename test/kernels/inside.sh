@@ -12,18 +12,21 @@
 #   iptables-nft     the same, and iptables of the nft kind is asked for
 #   iptables-legacy  bpf() is denied, and the node has no nf_tables; where it is built in, its socket
 #                    is denied instead
+#   accelerator      nothing is denied: what --accelerate auto does by itself, and then, whatever is
+#                    known of this kernel, the accelerator's streams and hazards instead of the matrix
 #
 # Output: "ok - " and "not ok - " lines, unnumbered; "row " before each line of the matrix; one line
 # "auto ENGINE"; and what the agent's probe found, "facility found|missing|required NAME" and
 # "engine NAME usable|unusable"; where the accelerator was tried, "accelerator FINDING TEST" and
-# "accelerator-level LEVEL", a release's known bugs aside.
+# "accelerator-level LEVEL", a release's known bugs aside; "accelerator-auto LEVEL REASON" with them.
 #
-#   PARTS  of the contract test: matrix, or all (matrix)
+#   PARTS    of the contract test: matrix, or all (matrix)
+#   STREAMS  of the accelerator (900)
 set -uo pipefail
 
 BUILD_DIR=${BUILD_DIR:-build}
 case ${1:-} in
-ebpf) engine=ebpf through=() ;;
+ebpf | accelerator) engine=ebpf through=() ;;
 nftables) engine=nftables through=(--bpf) ;;
 iptables-nft) engine=iptables through=(--bpf) IPTABLES=nft ;;
 iptables-legacy)
@@ -76,20 +79,29 @@ probe() { # DIR
 }
 
 # What an agent that may choose takes here.
-choice() {
-	local dir cgroup agent
+tell_choice() { # DIR
+	echo "auto $(answers "$1" | jq -r .engine)"
+	probe "$1"
+}
+
+# What one says of the accelerator that goes by the release, too.
+tell_accelerator() { # DIR
+	answers "$1" | jq -r '.accelerate | "accelerator-auto \(.level) \(.reason)"'
+}
+
+with_agent() { # TELL [OPTION...]
+	local dir cgroup agent tell=$1
+	shift
 	dir=$(mktemp -d /tmp/sockmesh-kernels.XXXXXX)
 	cgroup=$(awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $(i + 1) == "cgroup2") { print $5; exit } }' \
 		/proc/self/mountinfo)/sockmesh-kernels-$$
 	mkdir "$cgroup" "$dir/run" "$dir/bpf"
-	"${through[@]}" "$BUILD_DIR/bin/sockmesh-agent" --mode auto --kubernetes off \
-		--accelerate auto --accelerate-ignore-known-bugs yes \
+	"${through[@]}" "$BUILD_DIR/bin/sockmesh-agent" --mode auto --kubernetes off --accelerate auto "$@" \
 		--run-dir "$dir/run" --bpffs-dir "$dir/bpf" --cgroup-root "$cgroup" >"$dir/log" 2>&1 &
 	agent=$!
 	if wait_for_agent "$dir" "$agent"; then
 		echo "ok - an agent that may choose starts"
-		echo "auto $(answers "$dir" | jq -r .engine)"
-		probe "$dir"
+		"$tell" "$dir"
 	else
 		echo "not ok - an agent that may choose starts"
 	fi
@@ -101,6 +113,15 @@ choice() {
 	rm -rf --one-file-system "$dir"
 }
 
-# iptables-nft is on a node that has nf_tables: nothing to choose that case nftables did not.
-[ "$1" = iptables-nft ] || choice
+case $1 in
+accelerator)
+	with_agent tell_accelerator
+	ONLY="streams hazards" GUARDS=0 STREAMS=${STREAMS:-900} MACHINE=own \
+		AGENT_OPTIONS="--accelerate-ignore-known-bugs yes" test/accelerate/run.sh | sed 's/^/row /'
+	exit
+	;;
+# On a node that has nf_tables: nothing to choose that case nftables did not.
+iptables-nft) ;;
+*) with_agent tell_choice --accelerate-ignore-known-bugs yes ;;
+esac
 "${through[@]}" test/contract/run.sh | sed 's/^/row /'

@@ -7,7 +7,8 @@
 # kernel (expect-VERSION.txt), and every row of the matrix. TAP on standard output.
 #
 #   KERNELS    which: versions that fetch.sh knows, and "running" (by SCALE: 5.10 6.12; or all)
-#   CASES      which cases (ebpf nftables iptables-nft iptables-legacy)
+#   CASES      which cases (ebpf nftables iptables-nft iptables-legacy accelerator); the last one is not
+#              for the running kernel: test/accelerate/run.sh does all of it there
 #   SCALE      ci or full (full)
 #   PARTS      of the contract test: matrix, or all (matrix)
 #   JOBS       machines at a time (one for each processor)
@@ -30,7 +31,7 @@ full) KERNELS=${KERNELS:-5.10 6.1 6.12 running} ;;
 	exit 2
 	;;
 esac
-CASES=${CASES:-ebpf nftables iptables-nft iptables-legacy}
+CASES=${CASES:-ebpf nftables iptables-nft iptables-legacy accelerator}
 JOBS=${JOBS:-$(nproc)}
 PATIENCE=${PATIENCE:-$([ "$PARTS" = all ] && echo 1800 || echo 600)}
 export OUT=${OUT:-$BUILD_DIR/test/kernels}
@@ -41,6 +42,7 @@ declare -A job    # KERNEL.CASE: process id
 declare -A passed # KERNEL.CASE: "PASSED of ROWS"
 declare -A chosen # KERNEL.CASE: engine
 declare -A release # KERNEL
+declare -A source  # KERNEL: the release of kernel.org that it is made from
 n=0 failed=0
 
 result() { # STATUS CLAIM
@@ -61,8 +63,13 @@ run_case() { # KERNEL CASE
 		return
 	fi
 	[ "$2" != iptables-legacy ] || export BOOT_APPEND="sockmesh.without=nf_tables"
+	[ "$2" != accelerator ] || export BOOT_CPUS=2 # one for softirqs
 	CONSOLE_LOG=$LOGS/$1-$2.console "$here/boot.sh" "$1" - "$PATIENCE" \
 		<<<"SOCKMESH_TEST_PATIENCE=6 PARTS=$PARTS test/kernels/inside.sh $2"
+}
+
+is_for() { # KERNEL CASE
+	[ -n "${release[$1]:-}" ] && [ "$1 $2" != "running accelerator" ]
 }
 
 # One job at a time for each token in the pipe.
@@ -75,8 +82,8 @@ start_jobs() {
 		echo >&"$tokens"
 	done
 	for kernel in $KERNELS; do
-		[ -n "${release[$kernel]:-}" ] || continue
 		for name in $CASES; do
+			is_for "$kernel" "$name" || continue
 			(
 				read -r <&"$tokens"
 				SECONDS=0
@@ -105,8 +112,9 @@ stop_jobs() {
 # ---- judging -----------------------------------------------------------------------------------
 
 # Lines of expect-VERSION.txt: "missing FACILITY" of the probe, "differs TEST" of what its sockmap
-# does otherwise than TCP, "skipped HOW" of the matrix. A kernel without the file has to have
-# everything.
+# does otherwise than TCP, "skipped HOW" of the matrix; of the accelerator's tests "untried HOW",
+# "fails TEST" and "fixed A.B.C BUG", the release from which on it does not have a bug that turns the
+# accelerator off. A kernel without the file has to have everything.
 expected() { # KERNEL WORD
 	[ ! -e "$here/expect-$1.txt" ] || sed -n "s/^$2 //p" "$here/expect-$1.txt"
 }
@@ -149,6 +157,44 @@ judge_accelerator() { # KERNEL CASE LOG
 		sed -n 's/^</#   known to differ, but as TCP:/p; s/^>/#   differs, but not known to:/p'
 	sed -n 's/^accelerator unknown/#   could not be tried:/p' "$3"
 	[ -n "$(sed -n '/^accelerator as-tcp loads$/p' "$3")" ] || grep '^# accelerator: ' "$3"
+}
+
+# An operator who has not asked for more gets what the release allows, and reads why.
+judge_auto() { # KERNEL LOG
+	local said first bug wanted=full
+	said=$(sed -n 's/^accelerator-auto //p' "$2")
+	read -r first bug <<<"$(expected "$1" fixed)"
+	if [ -n "$first" ] && [ "$(printf '%s\n' "${source[$1]}" "$first" | sort -V | head -n 1)" != "$first" ]; then
+		wanted="off this kernel has a known bug: $bug, fixed in $first"
+		[ "$said" = "$wanted" ]
+	else
+		[[ $said = "full --accelerate auto: "* ]]
+	fi
+	result $? "$1 accelerator: --accelerate auto on ${source[$1]:-?}: $wanted"
+	echo "#   $said"
+}
+
+judge_streams() { # KERNEL LOG
+	local line good=0 bad=0 skipped=0 unexpected
+	while read -r line; do
+		case $line in
+		"row ok "*" # SKIP "*) skipped=$((skipped + 1)) ;;
+		"row ok "*) good=$((good + 1)) ;;
+		"row not ok "*) bad=$((bad + 1)) ;;
+		esac
+	done <"$2"
+	passed[$1.accelerator]="$good of $((good + bad + skipped))"
+	unexpected=$(diff <(expected "$1" fails | sort) <(sed -En 's/^row not ok [0-9]+ - //p' "$2" | sort))
+	grep -qx "row 1\.\.$((good + bad + skipped))" "$2" && [ "$good" -gt 0 ] && [ -z "$unexpected" ]
+	result $? "$1 accelerator: streams and hazards: $good passed, $bad failed, $skipped skipped"
+	[ -z "$unexpected" ] || printf '%s\n' "$unexpected" |
+		sed -n 's/^</#   known to fail, but passed:/p; s/^>/#   failed, but not known to:/p'
+	sed -n '/^row not ok/,/^row \(ok\|1\.\.\)/{/^row \(ok\|1\.\.\)/d; s/^row /#   /p}' "$2" | head -n 60
+	sed -n 's/^row # \(.*bytes the short way.*\)/#   \1/p' "$2"
+	unexpected=$(sed -n 's/^row ok .* # SKIP //p' "$2" | grep -vxFf <(expected "$1" untried; echo) | sort | uniq -c)
+	[ -z "$unexpected" ]
+	result $? "$1 accelerator: nothing is skipped that this kernel can do"
+	[ -z "$unexpected" ] || printf '%s\n' "$unexpected" | sed 's/^/#   /'
 }
 
 # Where bpf() is denied the probe must say that of eBPF, and of no other engine.
@@ -196,6 +242,12 @@ judge() { # KERNEL CASE
 		"# agent: error"*) echo "$line" ;;
 		esac
 	done <"$log"
+	if [ "$2" = accelerator ]; then
+		judge_auto "$1" "$log"
+		judge_streams "$1" "$log"
+		judge_end "$1" "$2" "$log"
+		return
+	fi
 	if [ "$2" != iptables-nft ]; then
 		judge_choice "$1" "$2" "$log"
 		if [ "$2" != ebpf ]; then
@@ -206,9 +258,13 @@ judge() { # KERNEL CASE
 		fi
 	fi
 	judge_matrix "$1" "$2" "$log"
-	grep -qE '^ended [01]$' "$log" || {
+	judge_end "$1" "$2" "$log"
+}
+
+judge_end() { # KERNEL CASE LOG
+	grep -qE '^ended [01]$' "$3" || {
 		result 1 "$1 $2: ran to its end"
-		tail -n 30 "$log" | sed 's/^/#   /'
+		tail -n 30 "$3" | sed 's/^/#   /'
 	}
 }
 
@@ -234,6 +290,7 @@ heading() { # CASE
 	nftables) printf 'nftables, bpf() denied | ' ;;
 	iptables-nft) printf 'iptables (nft), bpf() denied | ' ;;
 	iptables-legacy) printf 'iptables (legacy), bpf() denied, no nf_tables | ' ;;
+	accelerator) printf 'the accelerator, eBPF | ' ;;
 	esac
 }
 
@@ -250,6 +307,7 @@ for kernel in $KERNELS; do
 	[ "$kernel" != running ] || continue
 	if "$here/fetch.sh" "$kernel" && "$here/initramfs.sh" "$kernel"; then
 		release[$kernel]=$(cat "$KERNEL_CACHE/$kernel/release")
+		source[$kernel]=$(grep -aom 1 ' Debian [0-9.]*-' "$KERNEL_CACHE/$kernel/vmlinuz" | tr -d ' a-zA-Z-')
 	else
 		result 1 "$kernel: the kernel and its first file system can be had"
 		unset "release[$kernel]"

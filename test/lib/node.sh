@@ -29,9 +29,10 @@ die() {
 	exit 1
 }
 
-# Waits until COMMAND succeeds, at most SECONDS; its output is not shown.
+# Waits until COMMAND succeeds, at most SECONDS; its output is not shown. On a slow machine
+# SOCKMESH_TEST_PATIENCE multiplies that.
 wait_for() { # SECONDS COMMAND...
-	local end=$((SECONDS + $1))
+	local end=$((SECONDS + $1 * ${SOCKMESH_TEST_PATIENCE:-1}))
 	shift
 	until "$@" >/dev/null 2>&1; do
 		[ "$SECONDS" -lt "$end" ] || return 1

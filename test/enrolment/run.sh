@@ -1,0 +1,321 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Pods that CNI cannot see: a real API server with etcd, real namespaces and processes, and a
+# ztunnel that takes whatever it is told of. Prints TAP. Environment: ENGINE (auto), ONLY (regular
+# expression of claims).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+# shellcheck source=test/lib/node.sh
+. test/lib/node.sh
+# shellcheck source=test/lib/processes.sh
+. test/lib/processes.sh
+# shellcheck source=test/lib/cni.sh
+. test/lib/cni.sh
+# shellcheck source=test/lib/pod.sh
+. test/lib/pod.sh
+# shellcheck source=test/lib/tap.sh
+. test/lib/tap.sh
+# shellcheck source=test/cluster/cluster.sh
+. test/cluster/cluster.sh
+# shellcheck source=test/enrolment/lib.sh
+. test/enrolment/lib.sh
+
+ENGINE=${ENGINE:-auto} ONLY=${ONLY:-}
+AMBIENT='{"istio.io/dataplane-mode":"ambient"}'
+NOT_AMBIENT='{"istio.io/dataplane-mode":null}'
+REDIRECTION=ambient.istio.io/redirection
+SERVERS=() # process groups
+
+node_enter "$@"
+
+agent_options() {
+	printf '%s\n' --run-dir "$NODE_RUN" --bpffs-dir "$NODE_BPFFS/sockmesh" \
+		--cgroup-root "$NODE_CGROUP" --kubeconfig "$NODE_DIR/kubeconfig" --node-name "$TEST_NODE" \
+		--ztunnel-socket "$NODE_DIR/ztunnel.sock" --mode "$ENGINE" --reconcile-seconds 5
+}
+
+check() { # CLAIM FUNCTION
+	[[ $1 =~ $ONLY ]] || return 0
+	tap_test "$1" "$2"
+}
+
+close_all() {
+	local file
+	[ "$BASHPID" -eq $$ ] || return 0
+	for file in "$NODE_DIR"/ztunnel-*.pid; do
+		file=${file##*/ztunnel-}
+		ztunnel_leaves "${file%.pid}"
+	done
+	for file in "${SERVERS[@]}"; do
+		kill -KILL -- "-$file" 2>/dev/null || true
+	done
+	zds_stop
+	agent_ends KILL
+	node_close
+	cluster_close
+}
+
+# ---- live opt-in and opt-out -------------------------------------------------------------------
+
+test_label_joins() {
+	goes_direct one
+	label_pod one "$AMBIENT"
+	wait_for 10 mode_is one ambient
+	is_captured one
+	check_equal "$(reached_from_node "${POD_IP4[one]}:8080")" ztunnel "from outside"
+	check_equal "$(reached_from_node "[${POD_IP6[one]}]:8080")" ztunnel "from outside, IPv6"
+	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	check_equal "$(api_annotation one sockmesh.io/status | jq -r '"\(.v) \(.mode)"')" "1 ambient"
+}
+
+test_label_leaves() {
+	mode_is one ambient
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+	goes_direct one
+	wait_for 10 annotation_is one "$REDIRECTION" ""
+	wait_for 10 annotation_is one sockmesh.io/status ""
+}
+
+test_namespace_joins_and_leaves() {
+	label_namespace demo "$AMBIENT"
+	wait_for 10 mode_is one ambient
+	wait_for 10 mode_is two ambient
+	is_captured one
+	label_namespace demo "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+	wait_for 10 mode_is two none
+	goes_direct one
+}
+
+test_own_annotation() {
+	annotate_pod one '{"sockmesh.io/redirection":"ambient"}'
+	wait_for 10 mode_is one ambient
+	is_captured one
+	annotate_pod one '{"sockmesh.io/redirection":null}'
+	wait_for 10 mode_is one none
+	goes_direct one
+}
+
+# ---- pods that a CNI plugin announces ----------------------------------------------------------
+
+with_plugin() { # COMMAND...: pods made by it have our plugin in their chain
+	POD_CONFLIST=$NODE_DIR/mesh.conflist "$@"
+}
+
+# A pod of an ambient namespace: what its plugin is told does not say so, the API does.
+test_add_joins() {
+	with_plugin run_pod added "$AMBIENT"
+	check_equal "$(pod_field added mode)" ambient "at the end of ADD"
+	ztunnel_comes added
+	is_captured added
+	wait_for 10 annotation_is added "$REDIRECTION" enabled
+	end_pod added
+	check_equal "$(pod_field added mode)" none "after DEL"
+	wait_for 10 status_is .enrolment.ztunnel.pods 0
+}
+
+test_add_waits_for_the_api() {
+	local uid=5f0a7a1c-0000-4000-8000-000000000001
+	UID_OF[unknown]=$uid
+	# Nobody knows this pod: it is not held up for longer than the API may take.
+	local before=${EPOCHREALTIME/./}
+	with_plugin pod_add unknown '{}'
+	[ $((${EPOCHREALTIME/./} - before)) -lt 5000000 ]
+	check_equal "$(pod_field unknown mode)" none "unknown to the API"
+	pod_delete unknown
+	unset "UID_OF[unknown]"
+}
+
+test_add_without_ztunnel_is_denied() {
+	local said
+	zds_stop
+	wait_for 10 status_is .enrolment.ztunnel.ready 0
+	api_pod denied "$AMBIENT"
+	said=$(with_plugin pod_add denied '{}' 2>&1) && return 1
+	check_has "$said" '"code":11' "the plugin's answer"
+	check_has "$said" "ztunnel is not connected" "the plugin's answer"
+	check_equal "$(pod_field denied mode)" none
+	# What is not in the mesh does not need ztunnel.
+	with_plugin run_pod plain
+	end_pod plain
+	zds_start
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	ip netns delete denied
+	with_plugin pod_add denied '{}'
+	check_equal "$(pod_field denied mode)" ambient "with ztunnel"
+	end_pod denied
+}
+
+test_add_without_ztunnel_is_admitted() {
+	agent_ends TERM
+	agent_up --without-ztunnel admit
+	zds_stop
+	wait_for 10 status_is .enrolment.ztunnel.ready 0
+	with_plugin run_pod admitted "$AMBIENT"
+	check_equal "$(pod_field admitted mode)" none "without ztunnel"
+	goes_direct admitted
+	ztunnel_comes admitted
+	wait_for 10 annotation_is admitted "$REDIRECTION" pending
+	zds_start
+	wait_for 10 mode_is admitted ambient
+	is_captured admitted
+	wait_for 10 annotation_is admitted "$REDIRECTION" enabled
+	end_pod admitted
+	agent_ends TERM
+	agent_up
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+}
+
+# ---- ends and restarts -------------------------------------------------------------------------
+
+one_is_ambient() {
+	label_pod one "$AMBIENT"
+	wait_for 10 mode_is one ambient
+}
+
+test_agent_killed() {
+	one_is_ambient
+	agent_ends KILL
+	is_captured one
+	agent_up
+	check_equal "$(pod_field one mode)" ambient "after the restart"
+	wait_for 10 status_is .enrolment.ztunnel.pods 1
+	is_captured one
+}
+
+test_agent_away_while_the_label_goes() {
+	one_is_ambient
+	agent_ends KILL
+	label_pod one "$NOT_AMBIENT"
+	is_captured one
+	agent_up
+	wait_for 10 mode_is one none
+	goes_direct one
+	wait_for 10 annotation_is one "$REDIRECTION" ""
+}
+
+test_agent_away_while_a_pod_goes() {
+	run_pod gone "$AMBIENT"
+	ztunnel_comes gone
+	wait_for 10 mode_is gone ambient
+	agent_ends KILL
+	end_pod gone
+	agent_up
+	wait_for 10 status_is .enrolment.ztunnel.pods 0
+	wait_for 10 status_is .pods.redirected 0
+}
+
+# A pod that says that it is in the mesh, and of which the kernel has nothing: a node that was
+# rebooted looks like that, as far as the pod had not been made anew.
+test_annotation_without_the_kernel() {
+	one_is_ambient
+	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	agent_ends TERM
+	agent_uninstall
+	goes_direct one
+	check_equal "$(api_annotation one "$REDIRECTION")" enabled "what is left of it"
+	agent_up
+	wait_for 10 mode_is one ambient
+	is_captured one
+}
+
+test_ztunnel_restarts() {
+	one_is_ambient
+	zds_stop
+	wait_for 10 status_is .enrolment.ztunnel.ready 0
+	is_captured one
+	zds_start
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	check_equal "$(pod_field one mode)" ambient
+	is_captured one
+}
+
+test_api_server_restarts() {
+	one_is_ambient
+	cluster_kill apiserver
+	is_captured one
+	check_equal "$(pod_field one mode)" ambient "without the API server"
+	# A sidecar pod is decided about by what its runtime says.
+	UID_OF[sidecar]=5f0a7a1c-0000-4000-8000-000000000002
+	with_plugin pod_add sidecar "$SIDECAR_ANNOTATION"
+	check_equal "$(pod_field sidecar mode)" sidecar "without the API server"
+	pod_delete sidecar
+	unset "UID_OF[sidecar]"
+	cluster_apiserver_start
+	label_pod one "$NOT_AMBIENT"
+	wait_for 40 mode_is one none
+	goes_direct one
+}
+
+test_pod_completes() {
+	run_pod job "$AMBIENT"
+	ztunnel_comes job
+	wait_for 10 mode_is job ambient
+	cluster_pod_status demo job Succeeded "${POD_IP4[job]}" "${POD_IP6[job]}" >/dev/null
+	wait_for 10 mode_is job none
+	wait_for 10 annotation_is job "$REDIRECTION" ""
+	wait_for 10 status_is .enrolment.ztunnel.pods 0
+	end_pod job
+}
+
+# ---- refusals ----------------------------------------------------------------------------------
+
+has_event() { # POD REASON
+	api GET "/api/v1/namespaces/demo/events?fieldSelector=involvedObject.name=$1,reason=$2" |
+		jq -e '.items | length > 0'
+}
+
+test_bad_annotation_is_told() {
+	label_pod two "$AMBIENT"
+	wait_for 10 mode_is two ambient
+	annotate_pod two '{"ambient.istio.io/dns-capture":"perhaps"}'
+	wait_for 10 has_event two SockmeshRefused
+	check_equal "$(pod_field two mode)" ambient "with an annotation that nobody can read"
+	is_captured two
+	annotate_pod two '{"ambient.istio.io/dns-capture":null}'
+	label_pod two "$NOT_AMBIENT"
+	wait_for 10 mode_is two none
+}
+
+# ---- main --------------------------------------------------------------------------------------
+
+trap close_all EXIT
+cluster_open
+node_open enrolment
+cluster_kubeconfig admin >"$NODE_DIR/kubeconfig"
+cluster_node "$TEST_NODE"
+cluster_namespace demo
+cni_conflist "$NODE_DIR/mesh.conflist" "$(cni_sockmesh_entry)"
+POD_CONFLIST=$NODE_DIR/plain.conflist
+cni_conflist "$POD_CONFLIST"
+SERVERS+=("$(node_exec "$PROGRAMS/reporter" server dual:8080)")
+agent_up
+zds_start
+
+run_pod one
+run_pod two
+for pod in one two; do
+	ztunnel_comes "$pod"
+	SERVERS+=("$(nsenter --net="/run/netns/$pod" -- "$PROGRAMS/reporter" server dual:8080)")
+done
+
+check "a label makes a running pod join, both ways and families" test_label_joins
+check "without the label it leaves" test_label_leaves
+check "a namespace's label moves all of its pods" test_namespace_joins_and_leaves
+check "our own annotation does the same" test_own_annotation
+check "a pod joins while it is created, by what the API says" test_add_joins
+check "a pod that the API does not know is created nevertheless" test_add_waits_for_the_api
+check "without ztunnel an ambient pod is not created, others are" test_add_without_ztunnel_is_denied
+check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_is_admitted
+check "pods stay in the mesh while the agent is killed" test_agent_killed
+check "a label that goes while no agent runs is noticed" test_agent_away_while_the_label_goes
+check "so is a pod that goes" test_agent_away_while_a_pod_goes
+check "an annotation without anything in the kernel is healed" test_annotation_without_the_kernel
+check "pods stay in the mesh while ztunnel is replaced" test_ztunnel_restarts
+check "and while the API server is away" test_api_server_restarts
+check "a pod that completes leaves" test_pod_completes
+check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
+tap_done
