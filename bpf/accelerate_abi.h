@@ -122,13 +122,15 @@ struct accel_lock {
 };
 
 struct accel_trial {
-	__u64 began_ns, last_ns; /* of the phase; of what was last measured */
+	__u64 began_ns, last_ns; /* of the window; of what was last measured */
 	__u32 phase, level;
-	__u32 passed;	      /* windows of TRIAL_SHORT */
-	__u32 n_tcp, n_short; /* measured exchanges */
+	__u32 windows;	      /* of this phase that are over */
+	__u32 n_tcp, n_short; /* measured exchanges of this window */
 	__u32 pad;
+	struct trial_figures tcp, shrt; /* of the best window by TCP, the worst of the short way */
+	struct trial_figures window;	/* of the last one */
 	struct trial_result results[TRIAL_LEVELS];
-	struct trial_times tcp, shrt;
+	struct trial_times tcp_times, short_times;
 };
 
 /* accel_verdicts: user space's answer to the above; no entry: go on. */

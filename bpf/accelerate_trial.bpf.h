@@ -23,9 +23,10 @@ enum {
 	SETTLE_NS = 20000000,  /* until what was sent before the change has been read */
 	STALE_S = 10,	       /* a trial that nobody takes part in begins anew */
 	SAMPLES_MIN = 128,     /* of each window */
-	WINDOWS = 3,	       /* that the short way has to be faster in */
+	WINDOWS = 3,	       /* of each phase */
 	BUSY_MESSAGES = 2000,  /* a second, both ways: worth a trial that ends the short way */
-	KNOWN_S = 600,
+	SLOWER_S = 600,	       /* so long a verdict holds at first */
+	FASTER_S = 30,
 	KNOWN_MAX_S = 7200,
 };
 
@@ -94,8 +95,8 @@ static __always_inline struct trial_times *times_of(struct accel_trial *trial, _
 	__u32 phase = *(volatile __u32 *)&trial->phase;
 
 	if (way == WAY_SHORT)
-		return phase == TRIAL_SHORT || phase == TRIAL_BY_TCP ? &trial->shrt : NULL;
-	return phase == TRIAL_BY_TCP || phase == TRIAL_BACK ? &trial->tcp : NULL;
+		return phase == TRIAL_SHORT || phase == TRIAL_BY_TCP ? &trial->short_times : NULL;
+	return phase == TRIAL_BY_TCP || phase == TRIAL_BACK ? &trial->tcp_times : NULL;
 }
 
 static __always_inline void count_time(__u32 *times, __u64 ns)
@@ -165,87 +166,133 @@ static __always_inline int phase_ends(struct accel_trial *trial, __u32 from, __u
 	return mine;
 }
 
-/* A phase whose times begin anew; the first ones after a change say little. */
-static __noinline int phase_anew(struct accel_trial *trial, __u32 from, __u32 to, __u32 level,
-				 __u64 now)
-{
-	if (!trial || !phase_ends(trial, from, TRIAL_JUDGING, now))
-		return 0;
-	if (to != TRIAL_CHANGING) {
-		times_clear(&trial->tcp);
-		trial->n_tcp = 0;
-	}
-	if (to != TRIAL_BACK) {
-		times_clear(&trial->shrt);
-		trial->n_short = 0;
-	}
-	trial->level = level;
-	trial->passed = 0;
-	phase_ends(trial, TRIAL_JUDGING, to, now + SETTLE_NS);
-	return 0;
-}
-
-static __noinline int figures_of(const struct trial_times *times, struct trial_figures *ret)
-{
-	if (!times || !ret)
-		return 0;
-	ret->exchange_ns = trial_median(times->exchange, &ret->exchanges);
-	ret->answer_ns = trial_median(times->answer, &ret->answers);
-	return 0;
-}
-
-static __always_inline void keep_verdict(struct trial_result *result, __u32 verdict, __u64 now)
-{
-	__u64 known_s = KNOWN_S;
-
-	result->repeats = result->verdict == verdict ? result->repeats + 1 : 0;
-	for (__u32 i = 0; i < result->repeats && known_s < KNOWN_MAX_S && i < 8; i++)
-		known_s *= 2;
-	result->verdict = verdict;
-	result->until_ns = now + (known_s < KNOWN_MAX_S ? known_s : KNOWN_MAX_S) * second_ns;
-}
-
 union trial_key {
 	struct accel_pair_key key;
 	__u64 words[2];
 };
 
 /*
- * A window with enough in it is over. The phase is TRIAL_JUDGING, so nobody else is here. Not
- * static, and with nothing but numbers as arguments: so the verifier looks at it once, and not once
- * for each way that leads here.
+ * The figures of the window that is over. These two functions are not static, and have nothing but
+ * numbers as arguments: so the verifier looks at them once, and not once for each way there.
  */
-__noinline int judge_window(__u64 word0, __u64 word1, __u32 was, __u64 now)
+__noinline int trial_window(__u64 word0, __u64 word1, __u32 is_short)
 {
 	union trial_key key = {.words = {word0, word1}};
 	struct accel_trial *trial = bpf_map_lookup_elem(&accel_trials, &key.key);
-	struct trial_result *result;
-	__u32 level, verdict;
+	const struct trial_times *times;
+	struct trial_figures *window;
 
 	if (!trial)
 		return 0;
-	level = trial->level;
-	if (level >= TRIAL_LEVELS)
-		return 0;
-	result = &trial->results[level];
-	figures_of(&trial->tcp, &result->tcp);
-	figures_of(&trial->shrt, &result->shrt);
-	verdict = trial_judge(&result->tcp, &result->shrt);
-	if (was == TRIAL_SHORT && verdict == TRIAL_FASTER && ++trial->passed < WINDOWS) {
-		trial->n_short = 0;
-		phase_ends(trial, TRIAL_JUDGING, TRIAL_SHORT, now);
-		return 0;
-	}
-	keep_verdict(result, verdict, now);
-	phase_ends(trial, TRIAL_JUDGING, TRIAL_NONE, now);
+	times = is_short ? &trial->short_times : &trial->tcp_times;
+	window = &trial->window;
+	window->exchange_ns = trial_median(times->exchange, &window->exchanges);
+	window->answer_ns = trial_median(times->answer, &window->answers);
 	return 0;
 }
 
-static __always_inline void judge(const struct accel_pair_key *pair, __u32 was, __u64 now)
+/* Most of what was measured by now went the short way, because it did so before. */
+static __always_inline int was_short_before(const struct accel_trial *trial)
 {
-	union trial_key key = {.key = *pair};
+	return trial->n_short >= SAMPLES_MIN && trial->n_short >= trial->n_tcp;
+}
 
-	judge_window(key.words[0], key.words[1], was, now);
+/* That streams may be slower is the worse mistake, so that verdict is soon measured again. */
+static __always_inline __u32 keep_verdict(const struct accel_trial *trial,
+					  struct trial_result *result, __u32 verdict, __u64 now)
+{
+	__u64 known_s = verdict == TRIAL_FASTER ? FASTER_S : SLOWER_S;
+
+	result->repeats = result->verdict == verdict ? result->repeats + 1 : 0;
+	for (__u32 i = 0; i < 8 && i < result->repeats; i++)
+		known_s *= 2;
+	result->verdict = verdict;
+	if (trial->tcp.exchanges && trial->shrt.exchanges) {
+		result->tcp = trial->tcp;
+		result->shrt = trial->shrt;
+	}
+	result->until_ns = now + (known_s < KNOWN_MAX_S ? known_s : KNOWN_MAX_S) * second_ns;
+	return TRIAL_NONE;
+}
+
+/* These return the next phase. */
+static __always_inline __u32 after_tcp(struct accel_trial *trial, struct trial_result *result,
+				       const struct trial_figures *window, __u32 phase, __u64 now)
+{
+	trial_take_best(&trial->tcp, window);
+	if (++trial->windows < WINDOWS)
+		return phase;
+	if (phase == TRIAL_BY_TCP)
+		return TRIAL_CHANGING;
+	return keep_verdict(trial, result, trial_judge(&trial->tcp, &trial->shrt), now);
+}
+
+/* Streams would lose the short way for good to be compared with, so only if nothing is known. */
+static __always_inline __u32 after_short_before(struct accel_trial *trial,
+						struct trial_result *result,
+						const struct trial_figures *window, __u64 now)
+{
+	if (result->verdict)
+		return keep_verdict(trial, result, result->verdict, now);
+	trial->shrt = *window;
+	trial->tcp.exchanges = 0;
+	return TRIAL_BACK;
+}
+
+static __always_inline __u32 after_short(struct accel_trial *trial, struct trial_result *result,
+					 const struct trial_figures *window, __u64 now)
+{
+	__u32 verdict = trial_judge(&trial->tcp, window);
+
+	trial_take_worst(&trial->shrt, window);
+	if (verdict == TRIAL_FASTER && ++trial->windows < WINDOWS)
+		return TRIAL_SHORT;
+	return keep_verdict(trial, result, verdict, now);
+}
+
+static __always_inline __u32 next_phase(struct accel_trial *trial, const union trial_key *key,
+					__u32 phase, __u64 now)
+{
+	struct trial_result *result = &trial->results[trial->level & (TRIAL_LEVELS - 1)];
+	int was_short = phase == TRIAL_BY_TCP && was_short_before(trial);
+
+	if (phase == TRIAL_CHANGING)
+		return TRIAL_SHORT;
+	trial_window(key->words[0], key->words[1], phase == TRIAL_SHORT || was_short);
+	if (phase == TRIAL_SHORT)
+		return after_short(trial, result, &trial->window, now);
+	if (was_short)
+		return after_short_before(trial, result, &trial->window, now);
+	return after_tcp(trial, result, &trial->window, phase, now);
+}
+
+/*
+ * What comes after the phase `was`, which is over; or, with a level, the beginning. The phase is
+ * TRIAL_JUDGING, so nobody else is here.
+ */
+__noinline int trial_goes_on(__u64 word0, __u64 word1, __u64 level_and_was, __u64 now)
+{
+	union trial_key key = {.words = {word0, word1}};
+	struct accel_trial *trial = bpf_map_lookup_elem(&accel_trials, &key.key);
+	__u32 was = level_and_was, level = level_and_was >> 32, next = TRIAL_BY_TCP;
+
+	if (!trial)
+		return 0;
+	if (level) {
+		trial->level = level;
+		trial->tcp.exchanges = trial->shrt.exchanges = 0;
+	} else {
+		next = next_phase(trial, &key, was, now);
+	}
+	times_clear(&trial->tcp_times);
+	times_clear(&trial->short_times);
+	trial->n_tcp = trial->n_short = 0;
+	if (level || next != was) {
+		trial->windows = 0;
+		now += SETTLE_NS; /* the first times after a change say little */
+	}
+	phase_ends(trial, TRIAL_JUDGING, next, now);
+	return 0;
 }
 
 static __always_inline int is_busy(const struct accel_trial *trial, __u64 ns)
@@ -255,28 +302,17 @@ static __always_inline int is_busy(const struct accel_trial *trial, __u64 ns)
 	return messages * second_ns >= BUSY_MESSAGES * ns;
 }
 
-/* Most of what was measured by now went the short way, because it did so before. */
-static __always_inline int was_short_before(const struct accel_trial *trial)
-{
-	return trial->n_short >= SAMPLES_MIN && trial->n_short >= trial->n_tcp;
-}
-
-/* What comes after TRIAL_BY_TCP, if anything does yet. */
-static __always_inline __u32 after_tcp(const struct accel_trial *trial, __u32 level, __s64 took)
-{
-	if (took < WINDOW_NS)
-		return TRIAL_BY_TCP;
-	if (!was_short_before(trial))
-		return trial->n_tcp >= SAMPLES_MIN ? TRIAL_CHANGING : TRIAL_BY_TCP;
-	/* Streams would lose the short way: once, and not where nobody waits for them. */
-	return is_busy(trial, took) && !trial->results[level].verdict ? TRIAL_BACK : TRIAL_BY_TCP;
-}
-
 static __always_inline int window_is_over(const struct accel_trial *trial, __u32 phase, __s64 took)
 {
-	__u32 n = phase == TRIAL_SHORT ? trial->n_short : phase == TRIAL_BACK ? trial->n_tcp : 0;
-
-	return n >= SAMPLES_MIN && took >= WINDOW_NS;
+	if (phase == TRIAL_CHANGING)
+		return took >= 0;
+	if (took < WINDOW_NS)
+		return 0;
+	if (phase == TRIAL_SHORT)
+		return trial->n_short >= SAMPLES_MIN;
+	if (phase == TRIAL_BY_TCP && was_short_before(trial))
+		return is_busy(trial, took); /* else nobody waits for it */
+	return trial->n_tcp >= SAMPLES_MIN;
 }
 
 /* None is under way, or one of another number of connections, or nobody takes part any more. */
@@ -287,35 +323,25 @@ static __always_inline int must_begin(const struct accel_trial *trial, __u32 pha
 
 	if (phase == TRIAL_BY_TCP && (level > trial->level || level + 1 < trial->level))
 		return 1;
-	return phase == TRIAL_NONE ||
-	       (phase != TRIAL_JUDGING && idle > (__s64)(STALE_S * second_ns));
+	return phase == TRIAL_NONE || idle > (__s64)(STALE_S * second_ns);
 }
 
-static __noinline int trial_step(const struct accel_stream *s, struct accel_trial *trial,
-				 __u32 level, __u64 now)
+static __always_inline void trial_step(const struct accel_stream *s, struct accel_trial *trial,
+				       __u32 level, __u64 now)
 {
-	__u32 phase, of, next;
-	__u64 began;
+	__u32 phase = *(volatile __u32 *)&trial->phase;
+	__s64 took = now - *(volatile __u64 *)&trial->began_ns;
+	union trial_key key = {.key = s->pair};
+	int begins;
 
-	if (!trial || !s)
-		return 0;
-	phase = *(volatile __u32 *)&trial->phase;
-	began = *(volatile __u64 *)&trial->began_ns;
-	of = *(volatile __u32 *)&trial->level;
-	if (of >= TRIAL_LEVELS)
-		return 0;
-	if (must_begin(trial, phase, level, now))
-		phase_anew(trial, phase, TRIAL_BY_TCP, level, now);
-	else if (phase == TRIAL_BY_TCP) {
-		next = after_tcp(trial, of, now - began);
-		if (next != phase)
-			phase_anew(trial, phase, next, of, now);
-	} else if (phase == TRIAL_CHANGING && (__s64)(now - began) >= 0)
-		phase_ends(trial, phase, TRIAL_SHORT, now);
-	else if (window_is_over(trial, phase, now - began) &&
-		 phase_ends(trial, phase, TRIAL_JUDGING, now))
-		judge(&s->pair, phase, now);
-	return 0;
+	if (phase == TRIAL_JUDGING)
+		return;
+	begins = must_begin(trial, phase, level, now);
+	if (!begins && !window_is_over(trial, phase, took))
+		return;
+	if (phase_ends(trial, phase, TRIAL_JUDGING, now))
+		trial_goes_on(key.words[0], key.words[1], (begins ? (__u64)level << 32 : 0) | phase,
+			      now);
 }
 
 /* ---- what a stream does --------------------------------------------------------------------- */

@@ -116,6 +116,42 @@ static inline __u32 trial_judge(const struct trial_figures *tcp, const struct tr
 	return trial_is_faster(shrt->exchange_ns, tcp->exchange_ns) ? TRIAL_FASTER : TRIAL_SLOWER;
 }
 
+static inline __u32 trial_min(__u32 a, __u32 b)
+{
+	return a < b ? a : b;
+}
+
+/*
+ * A window may be disturbed, by what else the machine does, or because programs are still getting
+ * into their stride. So the best one counts for TCP, and the worst one for the short way: to be
+ * taken for slower by mistake loses a gain, to be taken for faster would make connections slower.
+ */
+static inline void trial_take_best(struct trial_figures *best, const struct trial_figures *window)
+{
+	if (!best->exchanges) {
+		*best = *window;
+		return;
+	}
+	best->exchange_ns = trial_min(best->exchange_ns, window->exchange_ns);
+	best->answer_ns = trial_min(best->answer_ns, window->answer_ns);
+	best->exchanges += window->exchanges;
+	best->answers = trial_min(best->answers, window->answers);
+}
+
+static inline void trial_take_worst(struct trial_figures *worst, const struct trial_figures *window)
+{
+	if (!worst->exchanges) {
+		*worst = *window;
+		return;
+	}
+	if (worst->exchange_ns < window->exchange_ns)
+		worst->exchange_ns = window->exchange_ns;
+	if (worst->answer_ns < window->answer_ns)
+		worst->answer_ns = window->answer_ns;
+	worst->exchanges += window->exchanges;
+	worst->answers = trial_min(worst->answers, window->answers);
+}
+
 /*
  * What is known of so many connections at once: what was measured with as many; else nothing is
  * risked when the short way was slower with any other number, and it may be taken when it was

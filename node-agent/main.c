@@ -297,6 +297,7 @@ static int start_accelerator(struct agent *agent, struct error *err)
 static int open_kubernetes(struct agent *agent, struct error *err)
 {
 	struct options *options = &agent->options;
+	struct kube_credentials credentials;
 	int r;
 
 	if (!options->kubernetes_auto ||
@@ -307,10 +308,18 @@ static int open_kubernetes(struct agent *agent, struct error *err)
 	r = kube_config_load(options->kubeconfig, &agent->kube_config, err);
 	if (!r)
 		r = kube_client_new(agent->loop, agent->kube_config, &agent->kube_client, err);
+	if (r)
+		return r;
+	kube_config_credentials(agent->kube_config, &credentials);
+	if (credentials.insecure)
+		log_write(
+			LOG_WARN,
+			"the API server's certificate is not checked: whoever answers in its place "
+			"decides which pods are in the mesh",
+			"server", credentials.server, NULL);
 	/* From here on a pod's labels and its namespace's count. */
-	if (!r)
-		options->policy.selectors = &options->selectors;
-	return r;
+	options->policy.selectors = &options->selectors;
+	return 0;
 }
 
 static int open_enrolment(struct agent *agent, struct error *err)
@@ -442,6 +451,7 @@ static void stop(struct agent *agent)
 	agent->enrolment = NULL;
 	kube_client_free(agent->kube_client);
 	kube_config_free(agent->kube_config);
+	curl_global_cleanup();
 	agent_server_close(agent->server);
 	workload_advice_free(agent->advice);
 	registration_close(agent->registration);

@@ -59,9 +59,10 @@ struct ebpf {
 	struct bpf_link *scan_link;
 	struct listener_lookup_bpf *lookup; /* or this one */
 	struct kubelet_bpf *kubelet;	    /* NULL: the kernel cannot do ambient pods */
-	uint64_t kubelet_cgroup;   /* the inode of the one that it is attached to; 0: none */
-	struct kubelet kubelet_is; /* the last that was found */
-	uint64_t kubelet_start;	   /* of its process; 0: not known by one */
+	uint64_t kubelet_cgroup;      /* the inode of the one that it is attached to; 0: none */
+	struct kubelet kubelet_is;    /* the last that was found */
+	uint64_t kubelet_start;	      /* of its process; 0: not known by one */
+	int64_t kubelet_missed_at_ms; /* monotonic: the last search found none; 0: it did */
 	enum kubelet_said {
 		KUBELET_SAID_NOTHING,
 		KUBELET_SAID_FOUND,

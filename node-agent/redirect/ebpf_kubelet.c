@@ -11,6 +11,7 @@
 #include "cgroup.h"
 #include "error.h"
 #include "log.h"
+#include "monotonic.h"
 #include "scoped.h"
 
 #include <bpf/bpf.h>
@@ -22,6 +23,9 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+/* Where there is none, not every pod of many is worth a walk over all processes. */
+enum { SEARCH_PERIOD_MS = 250 };
 
 /* ---- addresses ------------------------------------------------------------------------------ */
 
@@ -189,7 +193,10 @@ static bool is_where_it_was(const struct ebpf *e)
 	       inode_of(k->cgroup) == e->kubelet_cgroup;
 }
 
-/* Below --cgroup-root when that is the root of cgroup2, else where that is mounted. */
+/*
+ * Below --cgroup-root when that is the root of cgroup2, else where that is mounted. *ret is all 0
+ * before the call, and stays so where there is no kubelet.
+ */
 static int find(struct ebpf *e, struct kubelet *ret, struct error *err)
 {
 	int r;
@@ -198,11 +205,14 @@ static int find(struct ebpf *e, struct kubelet *ret, struct error *err)
 		*ret = e->kubelet_is;
 		return 0;
 	}
+	if (e->kubelet_missed_at_ms && monotonic_ms() - e->kubelet_missed_at_ms < SEARCH_PERIOD_MS)
+		return 0; /* *ret says that it is not known */
 	r = kubelet_find(e->cfg->kubelet_cgroup, e->cfg->cgroup_root, ret, err);
 	if (!r && ret->source == KUBELET_PROCESS)
 		r = kubelet_find(e->cfg->kubelet_cgroup, NULL, ret, err);
 	if (!r && ret->source == KUBELET_PROCESS)
 		r = cgroup2_find(NULL, ret->cgroup, sizeof(ret->cgroup), err);
+	e->kubelet_missed_at_ms = !r && ret->source == KUBELET_UNKNOWN ? monotonic_ms() : 0;
 	return r;
 }
 

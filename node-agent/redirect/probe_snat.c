@@ -28,7 +28,9 @@ struct probe_snat {
 	void *state;
 	struct snat_list list;
 	struct kubelet kubelet;
-	bool knows_kubelet, stale; /* stale: the kernel has something else than the list says */
+	bool knows_kubelet;
+	bool stale;	/* the kernel has something else than the list says */
+	bool inherited; /* an earlier agent made it, perhaps in another form */
 	int64_t verified_ms;
 	int inotify_fd;
 	struct event_source *watch, *prune;
@@ -196,6 +198,7 @@ static int replace(struct probe_snat *snat, const struct snat_list *want, struct
 	int r = snat->backend->replace(snat->state, &rules, want, err);
 
 	snat->stale = r != 0;
+	snat->inherited &= r != 0;
 	return r ? error_wrap(err, "kubelet's probes") : 0;
 }
 
@@ -223,7 +226,7 @@ static int become(struct probe_snat *snat, struct snat_list *want, struct error 
 	bool other_kubelet = want->n > 0 && !snat->knows_kubelet && find_kubelet(snat);
 	int r;
 
-	if (snat->stale || (other_kubelet && snat->list.n > 0))
+	if (snat->stale || snat->inherited || (other_kubelet && snat->list.n > 0))
 		r = replace(snat, want, err);
 	else
 		r = change(snat, want, err);
@@ -309,7 +312,8 @@ static int verify_kernel(struct probe_snat *snat, struct error *err)
 
 	if (snat->stale)
 		return error_set(err, ENODEV, "kubelet's probes: the kernel's rules are old");
-	if (snat->list.n == 0 ||
+	/* What was inherited is made anew as soon as the loop runs. */
+	if (snat->list.n == 0 || snat->inherited ||
 	    (snat->verified_ms && now_ms - snat->verified_ms < VERIFY_PERIOD_MS))
 		return 0;
 	if (find_kubelet(snat)) {
@@ -389,9 +393,9 @@ static const struct snat_backend *backend_of(enum probe_snat_kind kind)
 
 static int take_over(struct probe_snat *snat, struct error *err)
 {
-	int r = snat->backend->load(snat->state, &snat->list, &snat->stale, err);
+	int r = snat->backend->load(snat->state, &snat->list, &snat->inherited, err);
 
-	if (r || (snat->list.n == 0 && !snat->stale))
+	if (r || (snat->list.n == 0 && !snat->inherited))
 		return r;
 	if (snat->cfg->visit_pod && snat->loop)
 		r = event_loop_add_timer(snat->loop, 0, 0, on_prune, snat, &snat->prune, err);

@@ -249,7 +249,7 @@ static int entries_of_sets(const struct ipt_host *host, struct snat_list *ret, b
 	return r;
 }
 
-static int host_load(void *state, struct snat_list *ret, bool *ret_stale, struct error *err)
+static int host_load(void *state, struct snat_list *ret, bool *ret_any, struct error *err)
 {
 	const struct ipt_host *host = state;
 	struct snat_list list = {0};
@@ -275,7 +275,7 @@ static int host_load(void *state, struct snat_list *ret, bool *ret_stale, struct
 		return r;
 	}
 	*ret = list;
-	*ret_stale = any;
+	*ret_any = any;
 	return 0;
 }
 
@@ -589,16 +589,16 @@ static int host_open(const struct redirect_config *cfg, enum probe_snat_kind kin
 static int host_uninstall(const struct redirect_config *cfg, struct error *err)
 {
 	struct snat_list list = {0};
-	bool stale = false;
+	bool any = false;
 	void *state = NULL;
 	int r = host_open(cfg, PROBE_SNAT_IPTABLES_NFT, &state, err);
 
 	if (r)
 		return r;
-	r = host_load(state, &list, &stale, err);
+	r = host_load(state, &list, &any, err);
 	free(list.entries);
 	list = (struct snat_list){0};
-	if (!r && stale)
+	if (!r && any)
 		r = host_replace(state, &(struct snat_rules){0}, &list, err);
 	host_close(state);
 	return r;

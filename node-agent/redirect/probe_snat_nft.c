@@ -618,7 +618,7 @@ static size_t families_of(bool split, const enum nft_family **ret)
 	return split ? 2 : 1;
 }
 
-static int host_load(void *state, struct snat_list *ret, bool *ret_stale, struct error *err)
+static int host_load(void *state, struct snat_list *ret, bool *ret_any, struct error *err)
 {
 	const struct nft_host *host = state;
 	struct snat_list list = {0};
@@ -631,7 +631,7 @@ static int host_load(void *state, struct snat_list *ret, bool *ret_stale, struct
 		for (int v6 = 0; !r && reading.present && v6 <= 1; v6++)
 			if (has_ip_version(nft_families[i], v6))
 				r = read_elements(&reading, nft_families[i], v6, err);
-		*ret_stale |= reading.present; /* an older agent may have made it differently */
+		*ret_any |= reading.present;
 		rule_list_done(&reading.found);
 	}
 	if (r)

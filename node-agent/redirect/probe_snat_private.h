@@ -44,10 +44,10 @@ struct snat_backend {
 	bool (*can_match_cgroup)(void *state);
 
 	/*
-	 * What is in the kernel. Nothing is an empty list. *ret_stale: it is not in the form that
-	 * this one would give it.
+	 * What is in the kernel. Nothing is an empty list. *ret_any: there is something, be it an
+	 * empty table.
 	 */
-	int (*load)(void *state, struct snat_list *ret, bool *ret_stale, struct error *err);
+	int (*load)(void *state, struct snat_list *ret, bool *ret_any, struct error *err);
 	/* Makes all of it anew, whatever is there; an empty list: nothing is left. */
 	int (*replace)(void *state, const struct snat_rules *rules, const struct snat_list *want,
 		       struct error *err);

@@ -156,7 +156,7 @@ test_not_a_cgroup() {
 }
 
 test_says_what_has_no_effect() {
-	check_has "$(grep ztunnel-socket "$NODE_DIR/agent.log")" "not built yet"
+	check_has "$(grep cni-conf-dir "$NODE_DIR/agent.log")" "not built yet"
 	check_has "$(grep metrics-address "$NODE_DIR/agent.log")" "not built yet"
 }
 
@@ -288,7 +288,7 @@ test_decisions() {
 	[ -n "$(ask '{"op":"pods"}' | jq -r '.pods[1].reason')" ]
 	refused bad-annotation "excludeOutboundPorts" --netns /run/netns/t-c \
 		"$(attachment add c3 eth0 t-c x '{"sidecar.istio.io/status":"{}","traffic.sidecar.istio.io/excludeOutboundPorts":"80,x"}')"
-	refused unsupported "ambient" --netns /run/netns/t-c \
+	refused busy "ztunnel is not connected" --netns /run/netns/t-c \
 		"$(attachment add c3 eth0 t-c x '{"sockmesh.io/redirection":"ambient"}')"
 	check_equal "$(pods)" "c1/eth0:redirect c2/eth0:skip"
 	check c1 eth0 t-a
@@ -949,6 +949,25 @@ test_accelerator_repairs() {
 	check_equal "$(map_ids)" "$ids"
 }
 
+# The program that decides each send, of this node's map of sockets: no pin has it.
+verdict_id() {
+	local map
+	map=$(bpftool -j map show pinned "$(pin maps/accel_sockets)" | jq .id)
+	bpftool -j prog show | jq --argjson map "$map" \
+		'first(.[] | select(.type == "sk_msg" and ((.map_ids // []) | index($map))) | .id)'
+}
+
+# The kernel refuses it when the program is not attached.
+detach_verdict() {
+	bpftool prog detach id "$(verdict_id)" sk_msg_verdict pinned "$(pin maps/accel_sockets)"
+}
+
+test_accelerator_verdict() {
+	detach_verdict
+	wait_for 10 detach_verdict
+	check_has "$(cat "$NODE_DIR/agent.log")" "accelerate_verdict was detached"
+}
+
 # What ended while nobody saw it holds places no more: after a repair, and for the next agent.
 test_accelerator_counts_anew() {
 	namespaces t-a
@@ -1038,7 +1057,7 @@ tap_test "a wrong flag, variable or configuration file exits with 2 and is named
 tap_test "--dump-config prints each value with its source" test_dump_config
 tap_test "a cgroup root that is none is refused where eBPF is asked for" test_not_a_cgroup
 test_agent "options without effect yet are logged as such" test_says_what_has_no_effect \
-	--ztunnel-socket /run/ztunnel.sock --metrics-address 127.0.0.1:9090
+	--cni-conf-dir /run/net.d --metrics-address 127.0.0.1:9090
 test_agent "the run directory is 0700 and the socket 0600" test_modes
 test_agent "a peer that is not root is refused twice over" test_others_are_refused
 test_agent "what is no request is answered as such, and the agent lives on" test_framing
@@ -1085,6 +1104,8 @@ test_agent "detached programs of the accelerator are attached again" test_accele
 	--reconcile-seconds 1
 test_agent "what somebody else stops or unpins of the accelerator is repaired" test_accelerator_repairs \
 	--reconcile-seconds 1
+test_agent "a verdict that somebody detaches from the map of sockets is attached again" \
+	test_accelerator_verdict --reconcile-seconds 1
 test_agent "places of connections whose end nobody saw are counted anew" test_accelerator_counts_anew \
 	--reconcile-seconds 1
 test_agent "room is made in a full map of pods, and waited for" test_accelerator_is_full

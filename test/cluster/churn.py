@@ -375,7 +375,8 @@ def stamp(options):
                 lines.write(line)
                 words = line.split()
                 if len(words) == 3 and words[0] in ("seen", "changed"):
-                    stamps.write(json.dumps({"seen": now, "pod": words[1], "resourceVersion": words[2]}) + "\n")
+                    stamp_line = {"seen": now, "pod": words[1], "resourceVersion": words[2]}
+                    stamps.write(json.dumps(stamp_line) + "\n")
 
 
 def percentile(values, share):

@@ -17,6 +17,7 @@ NODE=node-a
 AGENT_NAMESPACE=sockmesh-system
 AGENT_ACCOUNT=sockmesh-agent
 ROLE=/apis/rbac.authorization.k8s.io/v1/clusterroles/sockmesh-agent
+NODE_PODS="/api/v1/pods?fieldSelector=spec.nodeName%3D$NODE"
 RBAC=test/cluster/rbac.json
 CHURN=$PWD/test/cluster/churn.py
 ONLY=${ONLY:-}
@@ -33,7 +34,8 @@ token() {
 
 # A watch under the agent's token, into a file, for a bounded time. Sets WATCH_PID.
 watch_start() { # FILE PATH-AND-QUERY SECONDS
-	cluster_curl GET "$2&watch=1&timeoutSeconds=$3" '' --max-time $(($3 + 10)) -N -H "Authorization: Bearer $(token)" -o "$1" &
+	cluster_curl GET "$2&watch=1&timeoutSeconds=$3" '' --max-time $(($3 + 10)) -N \
+		-H "Authorization: Bearer $(token)" -o "$1" &
 	WATCH_PID=$!
 	cluster_background $!
 }
@@ -77,18 +79,17 @@ resource_version() { # PATH-AND-QUERY of a list
 
 # What the agent asks for: RESOURCE VERB METHOD PATH [BODY].
 needs() {
-	local pods=/api/v1/namespaces/apps/pods selector="fieldSelector=spec.nodeName%3D$NODE"
+	local annotation='{"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}}}'
+	local involved='"involvedObject":{"kind":"Pod","namespace":"apps","name":"mine"}'
+	local pods=/api/v1/namespaces/apps/pods
 	local events=/api/v1/namespaces/apps/events
 	cat <<-END
-		pods list GET /api/v1/pods?$selector&limit=10
-		pods watch GET /api/v1/pods?$selector&watch=1&timeoutSeconds=1
-		pods get GET $pods/mine
+		pods list GET $NODE_PODS&limit=10
+		pods watch GET $NODE_PODS&watch=1&timeoutSeconds=1
 		namespaces list GET /api/v1/namespaces?limit=10
 		namespaces watch GET /api/v1/namespaces?watch=1&timeoutSeconds=1
-		namespaces get GET /api/v1/namespaces/apps
-		pods/status patch PATCH $pods/mine/status {"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}}}
-		events create POST $events {"metadata":{"generateName":"sockmesh-"},"involvedObject":{"kind":"Pod","namespace":"apps","name":"mine"},"reason":"Refused","type":"Warning"}
-		events patch PATCH $events/kept {"count":2}
+		pods/status patch PATCH $pods/mine/status $annotation
+		events create POST $events {"metadata":{"generateName":"sockmesh-"},$involved,"reason":"Refused","type":"Warning"}
 	END
 }
 
@@ -100,6 +101,9 @@ refusals() {
 		GET /api/v1/secrets
 		GET /api/v1/configmaps
 		GET /api/v1/events
+		GET $pods/mine
+		GET /api/v1/namespaces/apps
+		PATCH /api/v1/namespaces/apps/events/kept {"count":2}
 		PATCH /api/v1/namespaces/apps {"metadata":{"labels":{"a":"b"}}}
 		POST $pods {"metadata":{"name":"more"},"spec":{"containers":[{"name":"app","image":"app"}]}}
 		PATCH $pods/mine {"metadata":{"labels":{"a":"b"}}}
@@ -126,8 +130,10 @@ test_refusals() {
 
 # The role's rules without one verb of one resource.
 rules_without() { # RESOURCE VERB
-	jq -c --arg resource "$1" --arg verb "$2" '.items[] | select(.kind == "ClusterRole" and .metadata.name == "sockmesh-agent")
-		| {rules: [.rules[] | if .resources == [$resource] then .verbs -= [$verb] else . end | select(.verbs != [])]}' "$RBAC"
+	jq -c --arg resource "$1" --arg verb "$2" '.items[]
+		| select(.kind == "ClusterRole" and .metadata.name == "sockmesh-agent")
+		| {rules: [.rules[] | if .resources == [$resource] then .verbs -= [$verb] else . end
+			| select(.verbs != [])]}' "$RBAC"
 }
 
 test_each_verb() {
@@ -159,7 +165,8 @@ test_repair_role() {
 	check_code 403 "$(token)" DELETE "$pod"
 	api POST "$binding" "$(jq -nc --arg namespace "$AGENT_NAMESPACE" --arg name "$AGENT_ACCOUNT" '{
 		metadata: {name: "sockmesh-agent-delete-broken-pods"},
-		roleRef: {apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole", name: "sockmesh-agent-delete-broken-pods"},
+		roleRef: {apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole",
+			name: "sockmesh-agent-delete-broken-pods"},
 		subjects: [{kind: "ServiceAccount", $namespace, $name}]}')" >/dev/null
 	# One that has meanwhile been made again under the same name is not deleted.
 	wait_for 10 code_is 409 "$(token)" DELETE "$pod" '{"preconditions":{"uid":"another"}}'
@@ -171,7 +178,7 @@ test_repair_role() {
 # ---- list and watch ----------------------------------------------------------------------------
 
 test_node_selector() {
-	local query="/api/v1/pods?fieldSelector=spec.nodeName%3D$NODE" out=$CLUSTER_DIR/watch.node names
+	local out=$CLUSTER_DIR/watch.node query=$NODE_PODS names events
 	names=$(api_as "$(token)" GET "$query" | jq -r '[.items[].metadata.name] | join(" ")')
 	check_equal "$names" mine "pods of the node"
 
@@ -188,8 +195,9 @@ test_node_selector() {
 	cluster_pod_delete apps second
 	cluster_pod_delete apps later
 	cluster_pod_delete apps elsewhere
-	check_watched "$out" \
-		'ADDED second MODIFIED second MODIFIED second ADDED later MODIFIED second DELETED second MODIFIED later DELETED later'
+	events='ADDED second MODIFIED second MODIFIED second ADDED later'
+	events+=' MODIFIED second DELETED second MODIFIED later DELETED later'
+	check_watched "$out" "$events"
 	watch_end
 }
 
@@ -209,39 +217,42 @@ test_paging() {
 
 # A version that is not too old to resume from, though nothing of the node's own has changed.
 test_bookmarks() {
-	local query="/api/v1/pods?fieldSelector=spec.nodeName%3D$NODE" out=$CLUSTER_DIR/watch.bookmarks version
-	watch_start "$out" "$query&allowWatchBookmarks=true&resourceVersion=$(resource_version "$query")" 6
+	local out=$CLUSTER_DIR/watch.bookmarks version
+	version=$(resource_version "$NODE_PODS")
+	watch_start "$out" "$NODE_PODS&allowWatchBookmarks=true&resourceVersion=$version" 6
 	cluster_pod apps elsewhere node-b >/dev/null
 	version=$(api GET /api/v1/namespaces/apps/pods/elsewhere | jq -r .metadata.resourceVersion)
 	cluster_pod_delete apps elsewhere
 	wait_for 10 has_ended "$WATCH_PID"
 	cat "$out"
 	jq -se --argjson version "$version" \
-		'(map(.type) | unique) == ["BOOKMARK"] and (.[-1].object.metadata.resourceVersion | tonumber) >= $version' "$out"
+		'(map(.type) | unique) == ["BOOKMARK"]
+			and (.[-1].object.metadata.resourceVersion | tonumber) >= $version' "$out"
 }
 
 test_status_is_not_the_pod() {
 	local status=/api/v1/namespaces/apps/pods/mine/status
 	api_as "$(token)" PATCH "$status" \
 		'{"metadata":{"annotations":{"sockmesh.io/status":"{}"}},"spec":{"nodeName":"node-b"}}' >/dev/null
-	check_equal "$(api GET "${status%/status}" | jq -r '.metadata.annotations["sockmesh.io/status"] + " " + .spec.nodeName')" \
-		"{} $NODE"
+	check_equal "$(api GET "${status%/status}" | jq -r \
+		'.metadata.annotations["sockmesh.io/status"] + " " + .spec.nodeName')" "{} $NODE"
 }
 
 test_stale_write() {
 	local path=/api/v1/namespaces/apps/pods/mine stale
 	stale=$(api GET "$path" | jq -c .)
 	cluster_pod_patch apps mine '{"metadata":{"labels":{"moved":"on"}}}' >/dev/null
-	check_equal "$(cluster_curl PUT "$path" - -o /dev/null -w '%{http_code}' --cert "$CLUSTER_DIR/pki/admin.crt" \
-		--key "$CLUSTER_DIR/pki/admin.key" <<<"$stale")" 409
+	check_equal "$(cluster_curl PUT "$path" - -o /dev/null -w '%{http_code}' \
+		--cert "$CLUSTER_DIR/pki/admin.crt" --key "$CLUSTER_DIR/pki/admin.key" <<<"$stale")" 409
 	# The same for a patch that names the version it is based on.
-	check_code 409 "$(token)" PATCH "$path/status" "$(jq -c '{metadata: {resourceVersion: .metadata.resourceVersion,
-		annotations: {a: "b"}}}' <<<"$stale")"
+	check_code 409 "$(token)" PATCH "$path/status" "$(jq -c '{metadata: {
+		resourceVersion: .metadata.resourceVersion, annotations: {a: "b"}}}' <<<"$stale")"
 }
 
 test_conflicting_writers() {
-	"$CHURN" conflict --pod apps/mine --writers 2 --count 25 | tee "$CLUSTER_DIR/conflict.json"
-	jq -e '[.conflicts | to_entries[] | select(.key | startswith("put")) | .value] | add > 0' "$CLUSTER_DIR/conflict.json"
+	local out=$CLUSTER_DIR/conflict.json
+	"$CHURN" conflict --pod apps/mine --writers 2 --count 25 | tee "$out"
+	jq -e '[.conflicts | to_entries[] | select(.key | startswith("put")) | .value] | add > 0' "$out"
 }
 
 # ---- tokens ------------------------------------------------------------------------------------
@@ -266,7 +277,8 @@ test_token_expires() {
 # A watch whose last version is older than what the API server knows: what the answer says.
 watch_gone() { # VERSION
 	cluster_curl GET "/api/v1/pods?watch=1&timeoutSeconds=5&resourceVersion=$1" '' \
-		-H "Authorization: Bearer $(token)" | jq -r 'if .kind == "Status" then .code else .object.code end' | head -n1
+		-H "Authorization: Bearer $(token)" |
+		jq -r 'if .kind == "Status" then .code else .object.code end' | head -n1
 }
 
 test_restart() {
@@ -320,7 +332,7 @@ fill() { # once
 test_load() {
 	local out=$CLUSTER_DIR/watch.load
 	fill
-	watch_start "$out" "/api/v1/pods?fieldSelector=spec.nodeName%3D$NODE&resourceVersion=$(resource_version '/api/v1/pods?limit=1')" \
+	watch_start "$out" "$NODE_PODS&resourceVersion=$(resource_version '/api/v1/pods?limit=1')" \
 		$((CHURN_SECONDS + 60))
 	"$CHURN" change --rate 50 --seconds "$CHURN_SECONDS" --log "$CLUSTER_DIR/changes" | tee -a "$CLUSTER_DIR/notes"
 	jq -r --arg node "$NODE" 'select(.node == $node) | "\(.uid) \(.resourceVersion)"' "$CLUSTER_DIR/changes" |
@@ -348,13 +360,15 @@ run() { # CLAIM FUNCTION
 
 trap cluster_close EXIT
 cluster_open
-echo "# Kubernetes $(api GET /version | jq -r .gitVersion), etcd $(cluster_etcdctl version | awk '/etcdctl/ { print $3 }')," \
+echo "# Kubernetes $(api GET /version | jq -r .gitVersion)," \
+	"etcd $(curl -s "http://127.0.0.1:$CLUSTER_ETCD_PORT/version" | jq -r .etcdserver)," \
 	"ready after $CLUSTER_ETCD_MS + $CLUSTER_APISERVER_MS ms"
 
 cluster_node "$NODE"
 cluster_namespace apps
 api POST /api/v1/namespaces/apps/serviceaccounts '{"metadata":{"name":"stranger"}}' >/dev/null
-api POST /api/v1/namespaces/apps/events '{"metadata":{"name":"kept"},"involvedObject":{"kind":"Pod","namespace":"apps","name":"mine"}}' >/dev/null
+api POST /api/v1/namespaces/apps/events \
+	'{"metadata":{"name":"kept"},"involvedObject":{"kind":"Pod","namespace":"apps","name":"mine"}}' >/dev/null
 cluster_pod apps mine "$NODE" >/dev/null
 cluster_apply "$RBAC"
 cluster_token "$AGENT_NAMESPACE" "$AGENT_ACCOUNT" >"$CLUSTER_DIR/token"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The agent's own client and watch, in test/kube/watch_rig, following a real API server. For run.sh,
-# which sets CHURN, NODE and the agent's account.
+# which sets CHURN, NODE, NODE_PODS and the agent's account.
 
 RIG=$BUILD_DIR/test/kube/watch_rig
 
@@ -90,8 +90,6 @@ agent_kubeconfig() { # prints its name
 	echo "$CLUSTER_DIR/agent.kubeconfig"
 }
 
-NODE_PODS="/api/v1/pods?fieldSelector=spec.nodeName%3D$NODE"
-
 rig_start_pods() { # NAME [OPTION...]
 	rig_start "$1" --kubeconfig "$(agent_kubeconfig)" --path /api/v1/pods \
 		--field-selector "spec.nodeName=$NODE" "${@:2}"
@@ -127,7 +125,8 @@ test_rig_rotation() {
 	cluster_service_account_write "$dir" "$old" "$AGENT_NAMESPACE"
 	rig_start rotation --service-account "$dir" --host 127.0.0.1 --port "$CLUSTER_PORT" \
 		--path /api/v1/namespaces --watch-s 2
-	cluster_service_account_write "$dir" "$(cluster_token_signed "$AGENT_NAMESPACE" "$AGENT_ACCOUNT" 12)"
+	cluster_service_account_write "$dir" \
+		"$(cluster_token_signed "$AGENT_NAMESPACE" "$AGENT_ACCOUNT" 12)"
 	wait_for 30 code_is 401 "$old" GET '/api/v1/namespaces?limit=1'
 	cluster_namespace after-the-first
 	wait_for 5 grep -q '^changed after-the-first ' "$RIG_OUT"
@@ -205,14 +204,16 @@ test_rig_namespaces() {
 	rig_start namespaces --kubeconfig "$(agent_kubeconfig)" --path /api/v1/namespaces --quiet
 	check_rig_agrees 30 /api/v1/namespaces
 	memory=$(rig_say memory)
-	echo "namespaces: $(wc -l <"$RIG_OUT.wants") followed with ${memory% *} kB at most, $(grep '^end ' "$RIG_OUT")," \
+	echo "namespaces: $(wc -l <"$RIG_OUT.wants") followed with ${memory% *} kB at most," \
+		"$(grep '^end ' "$RIG_OUT")," \
 		"loop held up for $(rig_say stall) ms at most" \
 		>>"$CLUSTER_DIR/notes"
 	rig_misses cluster_namespace while-away
 	check_rig_agrees 30 /api/v1/namespaces
 	check_equal "$(rig_status '.watch.expired > 0')" true "it was told 410"
 	memory=$(rig_say memory)
-	echo "namespaces: ${memory% *} kB at most after a list in pages, $(grep '^end ' "$RIG_OUT" | tail -n1)" >>"$CLUSTER_DIR/notes"
+	echo "namespaces: ${memory% *} kB at most after a list in pages," \
+		"$(grep '^end ' "$RIG_OUT" | tail -n1)" >>"$CLUSTER_DIR/notes"
 	rig_end
 }
 
@@ -237,6 +238,7 @@ test_rig_churn() {
 	wait "$churn"
 	check_rig_agrees 10 "$NODE_PODS"
 	memory=$(rig_say memory)
-	echo "pods: $(wc -l <"$RIG_OUT.wants") followed under load with ${memory% *} kB at most" >>"$CLUSTER_DIR/notes"
+	echo "pods: $(wc -l <"$RIG_OUT.wants") followed under load with ${memory% *} kB at most" \
+		>>"$CLUSTER_DIR/notes"
 	rig_end
 }

@@ -2,7 +2,8 @@
 /*
  * ztunnel as far as the agent's protocol goes: connects, says hello, takes every pod that it is
  * told of (and closes its namespace), and acknowledges each message. Ends when the agent does, or
- * stays and connects again with --again. Prints "connected" once it is.
+ * stays and connects again with --again, if it is away for ten minutes at most. Prints "connected"
+ * once it is.
  *
  *   zds_ack [--again] SOCKET
  */
@@ -16,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PACKET_MAX = 1024, FDS_MAX = 4, RETRY_MS = 20, CONNECT_TRIES = 500 };
+enum { PACKET_MAX = 1024, FDS_MAX = 4, RETRY_MS = 20, CONNECT_TRIES = 500, AGAIN_TRIES = 30000 };
 
 /* ZdsHello with version V1; WorkloadResponse with an Ack without an error. */
 static const unsigned char hello[] = {0x08, 0x01}, ack[] = {0x0a, 0x00};
@@ -26,12 +27,12 @@ static void pause_ms(long ms)
 	nanosleep(&(struct timespec){.tv_nsec = ms * 1000000}, NULL);
 }
 
-static int connect_to(const char *path)
+static int connect_to(const char *path, int tries)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-	for (int i = 0; i < CONNECT_TRIES; i++) {
+	for (int i = 0; i < tries; i++) {
 		int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
 		if (fd < 0)
@@ -85,7 +86,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	do {
-		int fd = connect_to(path);
+		int fd = connect_to(path, again ? AGAIN_TRIES : CONNECT_TRIES);
 
 		if (fd < 0) {
 			fprintf(stderr, "zds_ack: connect to %s: %s\n", path, strerror(errno));

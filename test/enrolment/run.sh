@@ -285,7 +285,10 @@ test_bad_annotation_is_told() {
 trap close_all EXIT
 cluster_open
 node_open enrolment
-cluster_kubeconfig admin >"$NODE_DIR/kubeconfig"
+# With the rights that docs/ambient.md names, and no others.
+cluster_apply test/cluster/rbac.json
+cluster_token sockmesh-system sockmesh-agent >"$NODE_DIR/token"
+cluster_kubeconfig_token agent "$NODE_DIR/token" >"$NODE_DIR/kubeconfig"
 cluster_node "$TEST_NODE"
 cluster_namespace demo
 cni_conflist "$NODE_DIR/mesh.conflist" "$(cni_sockmesh_entry)"

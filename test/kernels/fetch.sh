@@ -10,8 +10,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+# shellcheck source=test/lib/debian.sh
+. test/lib/debian.sh
+
 KERNEL_CACHE=${KERNEL_CACHE:-build/cache/kernels}
-KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 META=linux-image-cloud-amd64
 
 die() {
@@ -29,59 +31,20 @@ suites_of() { # VERSION
 	esac
 }
 
-# Where this machine gets its own release from, by apt's own account.
-host_mirror() { # SUFFIX-OF-THE-SUITE
-	local codename
-	# shellcheck source=/dev/null
-	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-	# shellcheck disable=SC2016
-	apt-get indextargets --format '$(RELEASE) $(SITE)' 'Created-By: Packages' |
-		awk -v suite="$codename$1" '$1 == suite { print $2; exit }'
-}
-
-mirror_of() { # SUITE
-	case $1 in
-	*-security) echo "${DEBIAN_SECURITY_MIRROR:-$(host_mirror -security)}" ;;
-	*) echo "${DEBIAN_MIRROR:-$(host_mirror '')}" ;;
-	esac
-}
-
-# apt with lists, status and configuration of its own.
-private_apt() { # DIR COMMAND...
-	local dir=$1
-	shift
-	"$1" -qq -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null \
-		-o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
-		-o Dir::State="$dir/state" -o Dir::State::status="$dir/status" -o Dir::Cache="$dir/cache" \
-		-o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Sandbox::User=root \
-		-o APT::Update::Post-Invoke-Success::= -o APT::Architecture=amd64 "${@:2}"
-}
-
-write_sources() { # DIR VERSION
-	local suite mirror
-	mkdir -p "$1"/state/lists/partial "$1"/cache/archives/partial
-	: >"$1/status"
-	for suite in $(suites_of "$2"); do
-		mirror=$(mirror_of "$suite")
-		[ -n "$mirror" ] || die "this machine has no source for $suite: set DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR"
-		echo "deb [signed-by=$KEYRING] $mirror $suite main"
-	done >"$1/sources.list"
-}
-
 # The package with the image that the meta package of VERSION depends on.
 image_package() { # DIR
-	private_apt "$1" apt-cache depends "$META" | awk '$1 == "Depends:" && /linux-image-/ { print $2; exit }'
+	debian_apt "$1" apt-cache depends "$META" | awk '$1 == "Depends:" && /linux-image-/ { print $2; exit }'
 }
 
 fetch() { # VERSION
 	local version=$1 dir=$KERNEL_CACHE/.$1.new package release
 	dir=$(realpath -m "$dir")
 	rm -rf "$dir"
-	write_sources "$dir/apt" "$version"
-	private_apt "$dir/apt" apt-get update
+	# shellcheck disable=SC2046 # a list of names
+	debian_sources "$dir/apt" $(suites_of "$version") || die "Linux $version cannot be fetched"
 	package=$(image_package "$dir/apt")
 	[ -n "$package" ] || die "Linux $version: $META is not in $(suites_of "$version")"
-	(cd "$dir" && private_apt "$dir/apt" apt-get download "$package")
+	(cd "$dir" && debian_apt "$dir/apt" apt-get download "$package")
 	mkdir "$dir/image"
 	dpkg-deb -x "$dir"/*.deb "$dir/image"
 	release=$(basename "$dir"/image/boot/vmlinuz-*)

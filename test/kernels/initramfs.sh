@@ -27,7 +27,7 @@ ALTERNATIVES=(awk iptables{,-save,-restore} ip6tables{,-save,-restore})
 # What connects the pods of test/lib/pod.sh.
 PLUGINS=(/usr/lib/cni/bridge /usr/lib/cni/host-local)
 # Of the tests, below BUILD_DIR/test.
-PROGRAMS=(contract accelerate bench/bench_proxy)
+PROGRAMS=(contract accelerate bench/bench_proxy bench/bench_client bench/bench_server)
 
 # Directories of modules; what they depend on comes along.
 MODULES=(net/netfilter net/ipv4 net/ipv6 net/tls net/bridge crypto net/sched net/core drivers/net/veth drivers/net/dummy

@@ -129,7 +129,7 @@ ctl() { # VERB...: sockmeshctl to this node's agent
 
 agent_options() {
 	printf '%s\n' --run-dir "$NODE_RUN" --bpffs-dir "$NODE_BPFFS/sockmesh" \
-		--cgroup-root "$NODE_CGROUP" --kubernetes off
+		--cgroup-root "$NODE_CGROUP" --kubernetes off --ztunnel-socket "$NODE_DIR/ztunnel.sock"
 }
 
 agent_start() { # [OPTION...]

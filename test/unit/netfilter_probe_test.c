@@ -115,7 +115,7 @@ TEST(our_own_namespace_stays_as_it_is)
 	CHECK_EQ(before.st_ino, after.st_ino);
 	CHECK(system("nft list tables 2>/dev/null | grep -q sockmesh_probe") != 0);
 	CHECK(system("{ iptables-nft-save; iptables-legacy-save; } 2>/dev/null |"
-		     " grep -q SOCKMESH_PROBE") != 0);
+		     " grep -qw SOCKMESH_PROBE") != 0);
 	return TEST_OK;
 }
 

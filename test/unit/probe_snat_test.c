@@ -489,8 +489,8 @@ TEST(nftables_sees_and_heals_what_others_change)
 	static const char *const commands[] = {
 		"nft flush ruleset",
 		"t=$(nft list tables | awk '{print $3}') && nft flush chain inet $t postrouting",
-		"t=$(nft list tables | awk '{print $3}') && "
-		"nft insert rule inet $t postrouting return",
+		("t=$(nft list tables | awk '{print $3}') && "
+		 "nft insert rule inet $t postrouting return"),
 		"t=$(nft list tables | awk '{print $3}') && "
 		"nft delete element inet $t pods-v6 '{ fd77::5 }'",
 		"t=$(nft list tables | awk '{print $3}') && "
@@ -592,14 +592,14 @@ static enum test_result tampered_iptables(enum probe_snat_kind kind)
 	static const char *const nft[] = {
 		"iptables-nft -t nat -F",
 		"ip6tables-nft -t nat -I POSTROUTING -j RETURN",
-		"c=$(ip6tables-nft-save -t nat | awk '/^:SOCKMESH/ {print substr($1, 2)}') && "
-		"ip6tables-nft -t nat -F $c",
+		("c=$(ip6tables-nft-save -t nat | awk '/^:SOCKMESH/ {print substr($1, 2)}') && "
+		 "ip6tables-nft -t nat -F $c"),
 	};
 	static const char *const legacy[] = {
 		"iptables-legacy -t nat -F",
 		"ip6tables-legacy -t nat -I POSTROUTING -j RETURN",
-		"c=$(ip6tables-legacy-save -t nat | awk '/^:SOCKMESH/ {print substr($1, 2)}') && "
-		"ip6tables-legacy -t nat -F $c",
+		("c=$(ip6tables-legacy-save -t nat | awk '/^:SOCKMESH/ {print substr($1, 2)}') && "
+		 "ip6tables-legacy -t nat -F $c"),
 	};
 
 	if (kind == PROBE_SNAT_IPTABLES_NFT)
