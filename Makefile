@@ -215,7 +215,7 @@ BUILD_DEPS := build-essential pkg-config clang llvm bpftool libbpf-dev libelf-de
 	protobuf-c-compiler libprotobuf-c-dev
 TEST_DEPS := bats iproute2 nftables iptables haproxy containerd runc containernetworking-plugins \
 	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev \
-	qemu-system-x86 cpio kmod xz-utils debian-archive-keyring nginx openssl gnuplot-nox etcd-server etcd-client
+	qemu-system-x86 cpio kmod xz-utils debian-archive-keyring nginx openssl gnuplot-nox etcd-server etcd-client ipset
 LINT_DEPS := clang-format clang-tidy clang-tools shellcheck codespell libclang-rt-14-dev man-db
 
 .PHONY: deps deps-if-missing

@@ -303,8 +303,6 @@ static int open_kubernetes(struct agent *agent, struct error *err)
 	if (!options->kubernetes_auto ||
 	    (!options->kubeconfig && !getenv("KUBERNETES_SERVICE_HOST")))
 		return 0;
-	if (curl_global_init(CURL_GLOBAL_DEFAULT))
-		return error_set(err, EIO, "set up libcurl");
 	r = kube_config_load(options->kubeconfig, &agent->kube_config, err);
 	if (!r)
 		r = kube_client_new(agent->loop, agent->kube_config, &agent->kube_client, err);
@@ -428,6 +426,9 @@ static int run(struct agent *agent, struct error *err)
 		agent->attach_dir[0] = '\0';
 	if (!r)
 		r = drop_capabilities(err);
+	/* Before any thread: libcurl's condition. */
+	if (!r && curl_global_init(CURL_GLOBAL_DEFAULT))
+		r = error_set(err, EIO, "set up libcurl");
 	if (!r)
 		r = event_loop_new(&agent->loop, err);
 	if (!r)

@@ -14,8 +14,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { SLICE_MS = 20 };
+enum { SLICE_MS = 20, FIRST_LIST_AGE_S = 60 };
 
 /* ---- members --------------------------------------------------------------------------------- */
 
@@ -105,10 +106,16 @@ const struct pod *enrolment_entry(const struct enrolment *e, const struct kube_p
 				  const char *uid)
 {
 	const struct pod_table *pods = registration_pods(e->cfg.registration);
-	const struct pod *pod = pod_table_find_uid(pods, uid);
+	const struct pod *pod;
 
-	if (pod || !kp)
-		return pod;
+	/* The newest: until its del comes, an earlier sandbox of the pod has an entry too. */
+	for (size_t i = pod_table_count(pods); i > 0; i--) {
+		pod = pod_table_at(pods, i - 1);
+		if (pod->uid && strcmp(pod->uid, uid) == 0)
+			return pod;
+	}
+	if (!kp)
+		return NULL;
 	/* A plugin that was not told the uid, or was told the one that kubelet has.
 	 */
 	pod = pod_table_find_name(pods, kp->ns, kp->name);
@@ -261,7 +268,8 @@ static int take_over(struct enrolment *e, struct error *err)
 		m = enrolment_member_get(e, pod->uid, pod->ns, pod->name);
 		if (!m)
 			return error_set(err, ENOMEM, "pods in the mesh");
-		m->is_expected = true;
+		/* The first list may be a little old: of a pod that is new it proves nothing. */
+		m->is_expected = time(NULL) - pod->since_s > FIRST_LIST_AGE_S;
 		if (pod->mode == POD_AMBIENT)
 			enrolment_want_ztunnel(e);
 	}
@@ -292,6 +300,7 @@ void enrolment_close(struct enrolment *e)
 {
 	if (!e)
 		return;
+	e->is_closing = true;
 	enrolment_adds_answer_all(e);
 	enrolment_sources_close(e);
 	event_loop_remove(e->due_timer);

@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define REDIRECTION "sockmesh.io/redirection"
 
@@ -106,6 +107,27 @@ static bool can_open(const struct pod *entry)
 static bool was_found(const struct pod *entry)
 {
 	return strncmp(entry->container_id, POD_FOUND_PREFIX, strlen(POD_FOUND_PREFIX)) == 0;
+}
+
+static void forget_found(struct member *m)
+{
+	scoped_close(&m->found_fd);
+	m->found_fd = -1;
+	free(m->found_netns);
+	free(m->found_cgroup);
+	m->found_netns = m->found_cgroup = NULL;
+}
+
+/* The pod may have got another sandbox since; the descriptor would keep the old one alive. */
+static void drop_stale_found(struct member *m, const struct pod *entry)
+{
+	struct stat st, there;
+
+	if (m->found_fd < 0)
+		return;
+	if (fstat(m->found_fd, &st) || stat(m->found_netns, &there) || st.st_dev != there.st_dev ||
+	    st.st_ino != there.st_ino || (entry && !was_found(entry) && can_open(entry)))
+		forget_found(m);
 }
 
 /* Of a pod that a plugin has added, the plugin knows the addresses. */
@@ -262,9 +284,12 @@ static void tell_status(struct enrolment *e, const struct look *look)
 	if (!e->status || !look->kp || look->step.status == ENROL_STATUS_KEEP)
 		return;
 	values.has_redirection = redirection || look->kp->redirection || m->wrote_redirection;
-	if (says_already(look->kp->status, text) && same_text(look->kp->redirection, redirection) &&
-	    same_text(m->status, text))
-		return;
+	if (says_already(look->kp->status, text) && same_text(look->kp->redirection, redirection)) {
+		if (!m->status && text) /* as the agent before us has left it */
+			m->status = strdup(text);
+		if (same_text(m->status, text))
+			return;
+	}
 	if (!m->generation)
 		m->generation = generation_in(look->kp->status);
 	if (!same_text(m->status, text)) {
@@ -367,22 +392,14 @@ static int apply(struct enrolment *e, const struct look *look, struct error *err
 	return error_set(err, ENOENT, "the pod's network namespace is not known any more");
 }
 
-static void forget_found(struct member *m)
-{
-	scoped_close(&m->found_fd);
-	m->found_fd = -1;
-	free(m->found_netns);
-	free(m->found_cgroup);
-	m->found_netns = m->found_cgroup = NULL;
-}
-
 static bool look_at(struct enrolment *e, struct member *m, struct look *ret, struct error *err);
 static void look_done(struct look *look);
 
 /* For who asks for it: what the pod had open before goes through the proxy when it is made anew. */
-static void reset_connections(const struct member *m, const struct look *look, struct error *err)
+static void reset_connections(const struct enrolment *e, const struct member *m, struct error *err)
 {
-	scoped_fd int opened = look->entry ? registration_open_netns(look->entry) : -1;
+	const struct pod *entry = enrolment_entry(e, NULL, m->uid);
+	scoped_fd int opened = entry ? registration_open_netns(entry) : -1;
 	int netns_fd = m->found_fd >= 0 ? m->found_fd : opened;
 	char text[24];
 	size_t n = 0;
@@ -401,19 +418,29 @@ static void reset_connections(const struct member *m, const struct look *look, s
 static void join_running(struct enrolment *e, struct member *m)
 {
 	struct error err = {0};
+	bool was_in = false;
 	struct look look;
 
 	if (!look_at(e, m, &look, &err)) {
 		trouble(e, m, &err, false);
-	} else if (look.decision.mode != POD_AMBIENT) {
+		look_done(&look);
+		return;
+	}
+	was_in = look.entry && look.entry->mode == POD_AMBIENT;
+	if (look.decision.mode != POD_AMBIENT) {
 		m->looks_again = true; /* it was taken back meanwhile */
-	} else if (apply(e, &look, &err)) {
+	} else if (!look.entry && m->found_fd < 0) {
+		enrolment_leave_ztunnel(e, m->uid); /* so was its sandbox */
+		m->looks_again = true;
+	} else if (apply(e, &look, &err)) { /* the entry is another one from here on */
 		trouble(e, m, &err, true);
-		enrolment_leave_ztunnel(e, m->uid);
+		/* What the kernel redirects already would find nobody there. */
+		if (!was_in)
+			enrolment_leave_ztunnel(e, m->uid);
 	} else {
 		no_trouble(m);
-		if (e->cfg.reset_existing)
-			reset_connections(m, &look, &err);
+		if (e->cfg.reset_existing && !was_in)
+			reset_connections(e, m, &err);
 		forget_found(m);
 		e->joined++;
 		log_joined(e, m);
@@ -497,7 +524,7 @@ static void on_asked(void *arg, enum zds_result result, const char *text)
 	struct member *m = enrolment_member(e, asked->uid);
 
 	free(asked);
-	if (!m)
+	if (!m || e->is_closing)
 		return;
 	m->asks_ztunnel = false;
 	m->waits_for_ztunnel = false;
@@ -579,17 +606,23 @@ static void withdraw(struct enrolment *e, const struct look *look)
 	bool over = !look->kp || kube_pod_ended(look->kp);
 	int r = 0;
 
-	if (look->entry && was_found(look->entry) && over)
+	if (look->entry && was_found(look->entry) && over) {
 		registration_forget_found(e->cfg.registration, look->m->uid);
-	else if (is_enrolled(look->entry))
-		r = registration_redecide(e->cfg.registration, look->entry, &look->facts, &err);
-	/* Its namespace is on its way out, and takes along what could not be taken
-	 * back. */
+		r = is_enrolled(enrolment_entry(e, look->kp, look->m->uid)) ? -EIO : 0;
+	} else if (is_enrolled(look->entry)) {
+		r = apply(e, look, &err);
+	}
 	if (r && !over) {
 		trouble(e, look->m, &err, true);
 		return;
 	}
 	enrolment_leave_ztunnel(e, look->m->uid);
+	/* Its namespace is on its way out, and takes along what could not be taken back: the sweep
+	 * notices, and until then it is not to be tried in a loop. */
+	if (r) {
+		enrolment_retry(e, look->m);
+		return;
+	}
 	no_trouble(look->m);
 	e->left++;
 	if (!over)
@@ -619,8 +652,18 @@ static void wait_for(struct enrolment *e, const struct look *look)
 
 	if (look->decision.mode == POD_UNDECIDED)
 		return;
-	if (look->kp && look->kp->n_ips && m->found_fd < 0 && !can_open(look->entry))
+	if (look->kp && look->kp->n_ips && m->found_fd < 0 && !can_open(look->entry)) {
+		struct error err = {0};
+
+		/* A search has ended without it: that it bypasses its proxy is not to go unsaid. */
+		if (m->is_searched && !e->search_timer) {
+			error_set(&err, ENOENT,
+				  "no process of the pod is seen in a network namespace that has "
+				  "the pod's address");
+			trouble(e, m, &err, false);
+		}
 		enrolment_search(e, m, look->kp);
+	}
 	if (look->decision.mode == POD_AMBIENT)
 		enrolment_want_ztunnel(e);
 }
@@ -636,6 +679,7 @@ static bool look_at(struct enrolment *e, struct member *m, struct look *ret, str
 	*ret = (struct look){.m = m};
 	ret->kp = e->store ? kube_store_pod_uid(e->store, m->uid) : NULL;
 	ret->entry = enrolment_entry(e, ret->kp, m->uid);
+	drop_stale_found(m, ret->entry);
 	if (!ret->kp && ret->entry && ret->entry->record)
 		ret->record = json_loads(ret->entry->record, 0, NULL);
 	enrolment_facts(e, ret->kp, ret->entry, NULL, &ret->facts);
@@ -695,18 +739,31 @@ static bool can_decide(const struct enrolment *e, const struct member *m)
 	return kube_store_pod_uid(e->store, m->uid) || kube_store_complete(e->store, KUBE_PODS);
 }
 
+/* By its spec, which does not change: annotations that say otherwise are about its creation. */
+static bool has_sidecar(const struct kube_pod *kp)
+{
+	return kp->proxy.present && !kp->istio_init && !kp->proxy.other_type &&
+	       kp->proxy.disable_envoy != KUBE_ENV_TRUE;
+}
+
 /*
- * As in Istio, that label and that annotation decide about a pod when it is created, and not again:
- * somebody who changes them on a running pod does not mean to cut it off from its proxy.
+ * As in Istio, labels and annotations of the injection decide about a pod when it is created, and
+ * not again: somebody who changes them, or the namespace's, on a running pod does not mean to cut
+ * it off from its proxy.
  */
 static bool is_only_about_injection(const struct look *look)
 {
 	static const char inject[] = "sidecar.istio.io/inject";
 	const struct kube_pod *kp = look->kp;
+	enum pod_mode mode = look->decision.mode;
 
-	return look->decision.mode == POD_SKIP && look->entry && look->entry->mode == POD_SIDECAR &&
-	       kp && !json_object_get(kp->annotations, REDIRECTION) &&
-	       (json_object_get(kp->labels, inject) || json_object_get(kp->annotations, inject));
+	if (!look->entry || look->entry->mode != POD_SIDECAR || !kp ||
+	    json_object_get(kp->annotations, REDIRECTION))
+		return false;
+	if (mode == POD_SKIP &&
+	    (json_object_get(kp->labels, inject) || json_object_get(kp->annotations, inject)))
+		return true;
+	return (mode == POD_SKIP || mode == POD_AMBIENT) && has_sidecar(kp);
 }
 
 static void warn_once(const struct look *look)
@@ -749,6 +806,27 @@ static void decide_and_act(struct enrolment *e, struct look *look)
 	take_step(e, look);
 }
 
+/*
+ * Made while only kubelet's uid of a static pod was known; the API's is the one that counts.
+ * ztunnel would refuse to serve one namespace under both.
+ */
+static bool give_way(struct enrolment *e, struct member *m)
+{
+	const struct kube_pod *kp = e->store ? kube_store_pod_uid(e->store, m->uid) : NULL;
+	struct member *other;
+
+	if (!kp || strcmp(kp->uid, m->uid) == 0)
+		return false;
+	other = enrolment_member_get(e, kp->uid, kp->ns, kp->name);
+	if (!other)
+		return false;
+	other->is_expected = true;
+	enrolment_leave_ztunnel(e, m->uid);
+	enrolment_member_drop(e, m);
+	enrolment_due(e, other);
+	return true;
+}
+
 void enrolment_look_at(struct enrolment *e, struct member *m)
 {
 	struct error err = {0};
@@ -767,12 +845,14 @@ void enrolment_look_at(struct enrolment *e, struct member *m)
 		enrolment_member_drop(e, m);
 		return;
 	}
-	if (!can_decide(e, m))
+	if (give_way(e, m) || !can_decide(e, m))
 		return;
 	if (look_at(e, m, &look, &err)) {
 		decide_and_act(e, &look);
 		if (e->repair && look.kp)
-			pod_repair_look_at(e->repair, look.kp, is_enrolled(look.entry));
+			/* What was done may have replaced the entry. */
+			pod_repair_look_at(e->repair, look.kp,
+					   is_enrolled(enrolment_entry(e, look.kp, m->uid)));
 	} else {
 		trouble(e, m, &err, false);
 	}
@@ -786,16 +866,16 @@ void enrolment_forgotten(struct enrolment *e, const struct pod *pod)
 
 	if (!pod->uid)
 		return;
+	m = enrolment_member(e, pod->uid);
+	if (m)
+		enrolment_due(e, m);
 	for (size_t i = 0; i < pod_table_count(pods); i++) {
 		const struct pod *other = pod_table_at(pods, i);
 
 		if (other != pod && other->uid && !strcmp(other->uid, pod->uid))
 			return; /* another interface of it, or its next sandbox */
 	}
-	m = enrolment_member(e, pod->uid);
 	/* One that is being handed over is another sandbox of this pod. */
 	if (!m || !m->asks_ztunnel)
 		enrolment_leave_ztunnel(e, pod->uid);
-	if (m)
-		enrolment_due(e, m);
 }

@@ -128,6 +128,11 @@ static void settle(struct enrolment *e, struct waiting_add *add)
 	r = pod_policy_decide(e->cfg.policy, &facts, &decision, &err);
 	if (!r && decision.mode == POD_UNDECIDED && decision.hold) {
 		enrolment_add_answer(e, add, busy(decision.reason));
+	} else if (!r && decision.mode == POD_AMBIENT && e->store && !kp) {
+		/* ztunnel would serve it under the wrong name, and that stays. */
+		enrolment_add_answer(e, add,
+				     busy("the API server has not told the pod's service account "
+					  "yet, which ztunnel needs"));
 	} else if (!r && decision.mode == POD_AMBIENT && is_pod_netns(add->netns_fd)) {
 		ask_ztunnel(e, add, kp);
 	} else {
@@ -186,8 +191,11 @@ static void wake_for_adds(struct enrolment *e)
 
 	for (const struct waiting_add *add = e->adds; add; add = add->next)
 		first = add->until_ms < first ? add->until_ms : first;
+	if (e->adds_timer && e->adds_at_ms == first)
+		return;
 	event_loop_remove(e->adds_timer);
 	e->adds_timer = NULL;
+	e->adds_at_ms = first;
 	if (first == INT64_MAX)
 		return;
 	if (event_loop_add_timer(e->cfg.loop, first > now ? (uint64_t)(first - now) : 0, 0, on_adds,
@@ -239,11 +247,38 @@ static json_t *handle_add(struct enrolment *e, struct agent_request *req, int ne
 	return NULL;
 }
 
+static bool is_of(const struct waiting_add *add, const struct agent_request *req)
+{
+	return !strcmp(add->req->container_id, req->container_id) &&
+	       !strcmp(add->req->if_name, req->if_name);
+}
+
+/* Whoever asked has given up: done later, it would register what nobody deletes any more. */
+static void cancel_adds(struct enrolment *e, const struct agent_request *req)
+{
+	for (struct waiting_add *add = e->adds, *next; add; add = next) {
+		next = add->next;
+		if (!is_of(add, req))
+			continue;
+		take_out(e, add);
+		enrolment_add_answer(e, add, busy("deleted meanwhile"));
+	}
+	for (size_t i = 0; i < MEMBER_BUCKETS; i++)
+		for (struct member *m = e->members[i]; m; m = m->next) {
+			if (!m->add || !is_of(m->add, req))
+				continue;
+			enrolment_add_answer(e, m->add, busy("deleted meanwhile"));
+			m->add = NULL;
+		}
+}
+
 json_t *enrolment_request(struct enrolment *e, struct agent_request *req, int netns_fd,
 			  struct agent_call *call)
 {
 	if (req->op == AGENT_ADD)
 		return handle_add(e, req, netns_fd, call);
+	if (req->op == AGENT_DEL && e->n_adds)
+		cancel_adds(e, req);
 	return registration_handle(e->cfg.registration, req, netns_fd, NULL);
 }
 

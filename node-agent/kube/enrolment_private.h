@@ -91,6 +91,8 @@ struct enrolment {
 	struct waiting_add *adds;
 	size_t n_adds;
 	struct event_source *adds_timer;
+	int64_t adds_at_ms; /* when it fires */
+	bool is_closing;
 
 	uint64_t joined, left, changed, refused, found, admitted_unknown, admitted_without_ztunnel;
 };

@@ -26,6 +26,7 @@ enum {
 	SEARCH_SLICE_MS = 10,
 	SEARCH_PAUSE_MS = 5, /* between two slices, for the rest of the loop */
 	ZTUNNEL_RETRY_MS = 5000,
+	ZTUNNEL_PUT_MS = 6000,
 };
 
 /* ---- the API server's objects ---------------------------------------------------------------- */
@@ -35,7 +36,7 @@ static void on_pod(void *arg, const struct kube_pod *was, const struct kube_pod 
 {
 	struct enrolment *e = arg;
 	const struct kube_pod *pod = now ?: was;
-	struct member *m = enrolment_member_get(e, pod->uid, pod->ns, pod->name);
+	struct member *m = pod ? enrolment_member_get(e, pod->uid, pod->ns, pod->name) : NULL;
 
 	if (m)
 		m->is_expected = true;
@@ -203,6 +204,17 @@ bool enrolment_is_current(const struct enrolment *e)
 
 /* ---- processes ------------------------------------------------------------------------------- */
 
+static void switch_processes(struct enrolment *e)
+{
+	struct error err = {0};
+
+	if (process_watch_switch(e->processes, pod_search_wanted(e->search) > 0, &err))
+		log_error(LOG_WARN, &err,
+			  "new programs are not heard of: pods that start now and that no CNI "
+			  "plugin announces are found by the next round only",
+			  NULL);
+}
+
 static void on_found(const struct pod_found *found, void *arg)
 {
 	struct enrolment *e = arg;
@@ -210,6 +222,7 @@ static void on_found(const struct pod_found *found, void *arg)
 	char *netns, *cgroup;
 	int fd;
 
+	switch_processes(e); /* off after the last one */
 	if (!m)
 		return;
 	m->is_searched = false;
@@ -269,17 +282,6 @@ static void on_process(pid_t pid, void *arg)
 		pod_search_look_at(e->search, pid, on_found, e);
 }
 
-static void switch_processes(struct enrolment *e)
-{
-	struct error err = {0};
-
-	if (process_watch_switch(e->processes, pod_search_wanted(e->search) > 0, &err))
-		log_error(LOG_WARN, &err,
-			  "new programs are not heard of: pods that start now and that no CNI "
-			  "plugin announces are found by the next round only",
-			  NULL);
-}
-
 void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp)
 {
 	struct error err = {0};
@@ -310,7 +312,7 @@ void enrolment_search_end(struct enrolment *e, struct member *m)
 static int open_netns(void *arg, const char *uid, int *ret_fd)
 {
 	const struct enrolment *e = arg;
-	const struct pod *pod = pod_table_find_uid(registration_pods(e->cfg.registration), uid);
+	const struct pod *pod = enrolment_entry(e, NULL, uid);
 
 	*ret_fd = pod ? registration_open_netns(pod) : -1;
 	return *ret_fd < 0 ? -ENOENT : 0;
@@ -355,16 +357,18 @@ static void on_ztunnel_retry(void *arg);
 
 static void serve_ztunnel(struct enrolment *e)
 {
-	const struct zds_server_config cfg = {.path = e->cfg.ztunnel_socket,
-					      ZDS_SERVER_DEFAULTS,
-					      .open_netns = open_netns,
-					      .on_peers = on_ztunnels,
-					      .arg = e};
+	struct zds_server_config cfg = {.path = e->cfg.ztunnel_socket,
+					ZDS_SERVER_DEFAULTS,
+					.open_netns = open_netns,
+					.on_peers = on_ztunnels,
+					.arg = e};
 	struct error err = {0};
 	unsigned suppressed;
 
 	if (e->zds)
 		return;
+	/* With the wait for the API it has to end before a plugin gives up. */
+	cfg.put_timeout_ms = ZTUNNEL_PUT_MS;
 	if (!zds_server_open(&cfg, e->cfg.loop, &e->zds, &err)) {
 		remember_all(e);
 		zds_server_start(e->zds);

@@ -23,7 +23,8 @@
 enum {
 	PATCH_DEADLINE_MS = 10000,
 	REFUSED_RETRY_MS = 60 * 1000,
-	EVENT_RETRY_MS = 1000, /* when the client takes no more requests */
+	REWRITE_AFTER_MS = 5 * 1000, /* in which the watch has told of what was written */
+	EVENT_RETRY_MS = 1000,	     /* when the client takes no more requests */
 	RECENT_EVENTS = 128,
 	MESSAGE_MAX = 1024, /* the API server takes as many bytes in an Event's message */
 };
@@ -39,6 +40,7 @@ struct entry {
 	int64_t not_before_ms;	      /* monotonic */
 	struct kube_backoff backoff;  /* of failures in a row */
 	struct kube_request *request; /* under way */
+	int64_t written_ms;	      /* monotonic */
 	bool is_changed;	      /* wanted something else since the request was sent */
 };
 
@@ -141,8 +143,15 @@ int pod_status_set(struct pod_status *ps, const struct pod_status_pod *pod,
 	bool is_new = !e;
 
 	if (e && e->has_redirection == values->has_redirection &&
-	    same_text(e->redirection, values->redirection) && same_text(e->status, values->status))
+	    same_text(e->redirection, values->redirection) &&
+	    same_text(e->status, values->status)) {
+		/* It was written, and is not there: somebody else has been at it since. */
+		if (!e->is_due && monotonic_ms() - e->written_ms > REWRITE_AFTER_MS) {
+			e->is_due = true;
+			pump(ps);
+		}
 		return 0;
+	}
 	if (is_new)
 		e = entry_new(ps, pod);
 	redirection = values->redirection ? strdup(values->redirection) : NULL;
@@ -230,6 +239,7 @@ static void on_patched(void *arg, const struct kube_response *response)
 	ps->in_flight--;
 	if (done) {
 		ps->written++;
+		e->written_ms = monotonic_ms();
 		kube_backoff_reset(&e->backoff);
 		e->not_before_ms = 0;
 		e->is_due = e->is_changed;

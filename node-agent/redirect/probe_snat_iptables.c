@@ -71,7 +71,7 @@ static char *text_close(struct text *t)
 /* xt_cgroup takes the path below the root, which the cgroup's level tells from the rest. */
 static bool cgroup_path(const struct kubelet *k, char ret[static PATH_TEXT_MAX])
 {
-	const char *start = k->cgroup + strlen(k->cgroup);
+	const char *start;
 	size_t length = strlen(k->cgroup);
 
 	while (length > 0 && k->cgroup[length - 1] == '/')
@@ -593,7 +593,7 @@ static int host_uninstall(const struct redirect_config *cfg, struct error *err)
 	void *state = NULL;
 	int r = host_open(cfg, PROBE_SNAT_IPTABLES_NFT, &state, err);
 
-	if (r)
+	if (r || !state)
 		return r;
 	r = host_load(state, &list, &any, err);
 	free(list.entries);

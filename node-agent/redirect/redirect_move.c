@@ -18,6 +18,8 @@
 #include "monotonic.h"
 #include "netlink.h"
 
+#include <stdlib.h>
+
 enum { DRAIN_TICK_MS = 250, DRAIN_TICK_BUDGET_MS = 50, DRAIN_DELAY_MAX_MS = 15 * 1000 };
 
 static bool is_netfilter(enum engine_id id)
@@ -220,14 +222,22 @@ static void on_drain(void *arg)
 	int64_t start_ms = monotonic_ms();
 	bool more = false;
 
-	for (size_t i = 0; i < KNOWN_BUCKETS; i++)
-		for (struct known_pod *known = r->pods[i]; known; known = known->next) {
-			if (!is_moving(known))
-				continue;
-			if (monotonic_ms() - start_ms < DRAIN_TICK_BUDGET_MS)
+	for (size_t i = 0; i < KNOWN_BUCKETS; i++) {
+		struct known_pod **link = &r->pods[i], *known;
+
+		while ((known = *link)) {
+			if (is_moving(known) && monotonic_ms() - start_ms < DRAIN_TICK_BUDGET_MS)
 				look_at(r, known, start_ms);
 			more |= is_moving(known);
+			/* It was let go, and nothing of it is left: nobody asks about it again. */
+			if (known->engine == ENGINE_NONE && !is_moving(known)) {
+				*link = known->next;
+				free(known);
+			} else {
+				link = &known->next;
+			}
 		}
+	}
 	if (redirect_close_unused(r) && !more) {
 		event_loop_remove(r->drain_source);
 		r->drain_source = NULL;

@@ -270,35 +270,71 @@ static void look_at(struct pod_search *search, pid_t pid)
 
 /* ---- what was found ------------------------------------------------------------------------- */
 
-/* Where a namespace is bound to a file of ours; NULL: nowhere. */
-static char *bound_path(const struct stat *st)
+/* Namespaces that are bound to files of ours, for all that were found in one walk. */
+struct bound {
+	ino_t ino;
+	char *path;
+};
+
+struct bounds {
+	struct bound *list;
+	size_t n;
+};
+
+static bool bounds_add(struct bounds *bounds, const char *root, const char *path)
+{
+	struct bound *grown = reallocarray(bounds->list, bounds->n + 1, sizeof(*grown));
+	char *copy = grown ? strdup(path) : NULL;
+
+	if (grown)
+		bounds->list = grown;
+	if (!copy)
+		return false;
+	bounds->list[bounds->n++] = (struct bound){
+		.ino = (ino_t)strtoull(root + strlen("net:["), NULL, 10), .path = copy};
+	return true;
+}
+
+static void bounds_read(struct bounds *bounds)
 {
 	scoped_file FILE *file = fopen("/proc/self/mountinfo", "re");
 	scoped_free char *line = NULL;
-	char wanted[48];
 	size_t capacity = 0;
+	bool room = true;
 
-	snprintf(wanted, sizeof(wanted), "net:[%ju]", (uintmax_t)st->st_ino);
-	while (file && getline(&line, &capacity, file) > 0) {
+	while (room && file && getline(&line, &capacity, file) > 0) {
 		char *root = NULL;
 		const char *at = mountinfo_mount_point(line, "nsfs", &root);
-		struct stat there;
 
-		if (at && root && strcmp(root, wanted) == 0 && !stat(at, &there) &&
-		    there.st_dev == st->st_dev && there.st_ino == st->st_ino)
-			return strdup(at);
+		if (at && root && strncmp(root, "net:[", strlen("net:[")) == 0)
+			room = bounds_add(bounds, root, at);
 	}
+}
+
+static void bounds_done(struct bounds *bounds)
+{
+	for (size_t i = 0; i < bounds->n; i++)
+		free(bounds->list[i].path);
+	free(bounds->list);
+}
+
+/* Where this namespace is bound; NULL: nowhere. */
+static const char *bound_path(const struct bounds *bounds, const struct stat *st)
+{
+	struct stat there;
+
+	for (size_t i = 0; i < bounds->n; i++)
+		if (bounds->list[i].ino == st->st_ino && !stat(bounds->list[i].path, &there) &&
+		    there.st_dev == st->st_dev && there.st_ino == st->st_ino)
+			return bounds->list[i].path;
 	return NULL;
 }
 
-static void report(struct pod_search *search, struct wanted *w, pod_found_fn fn, void *arg)
+static void report(const struct pod_search *search, const struct wanted *w, const char *bound,
+		   pod_found_fn fn, void *arg)
 {
-	scoped_free char *bound = NULL;
 	char of_process[PATH_MAX];
-	struct stat st;
 
-	if (!fstat(w->netns_fd, &st))
-		bound = bound_path(&st);
 	snprintf(of_process, sizeof(of_process), "%s/%d/ns/net", search->proc_path, (int)w->pid);
 	fn(&(struct pod_found){.uid = w->uid,
 			       .netns_fd = w->netns_fd,
@@ -312,6 +348,7 @@ static void report(struct pod_search *search, struct wanted *w, pod_found_fn fn,
 static bool report_found(struct pod_search *search, pod_found_fn fn, void *arg)
 {
 	struct wanted *found = NULL, **link = &search->wanted;
+	struct bounds bounds = {0};
 	bool any;
 
 	while (*link) {
@@ -327,13 +364,18 @@ static bool report_found(struct pod_search *search, pod_found_fn fn, void *arg)
 		found = w;
 	}
 	any = found;
+	if (any)
+		bounds_read(&bounds);
 	while (found) {
 		struct wanted *next = found->next;
+		struct stat st;
 
-		report(search, found, fn, arg);
+		report(search, found, fstat(found->netns_fd, &st) ? NULL : bound_path(&bounds, &st),
+		       fn, arg);
 		wanted_free(found);
 		found = next;
 	}
+	bounds_done(&bounds);
 	return any;
 }
 

@@ -73,10 +73,13 @@ static int on_notice(void *arg, void *data, size_t size)
 static void on_notices(int fd, uint32_t events, void *arg)
 {
 	struct process_watch *watch = arg;
-	uint64_t lost = watch->skel->bss->process_lost;
+	uint64_t lost;
 
 	(void)fd;
 	(void)events;
+	if (!watch->skel)
+		return;
+	lost = watch->skel->bss->process_lost;
 	watch->is_reading = true;
 	ring_buffer__consume(watch->notices);
 	if (lost != watch->lost)

@@ -537,7 +537,8 @@ static void drop_orphan(struct registration *reg, uint64_t cookie)
 	for (size_t i = pod_table_count(reg->table); i > 0; i--) {
 		struct pod *pod = pod_table_at(reg->table, i - 1);
 
-		if (pod->orphan && pod->cookie == cookie)
+		/* One with a record is another attachment's, or the one that is being replaced. */
+		if (pod->orphan && !pod->record && pod->cookie == cookie)
 			pod_table_remove(reg->table, pod);
 	}
 }
@@ -767,14 +768,18 @@ int registration_redecide(struct registration *reg, const struct pod *pod,
 	if (netns_fd < 0)
 		return error_set(err, ENOENT, "the pod's network namespace cannot be opened by %s",
 				 pod->netns ?: "any path");
-	/* An entry that is replaced keeps its place in the table. */
+	/*
+	 * An entry that is replaced keeps its place in the table, but is freed: that from which
+	 * facts may be borrowed is the last.
+	 */
 	for (size_t i = 0; !r && i < pod_table_count(reg->table); i++) {
 		const struct pod *entry = pod_table_at(reg->table, i);
 
-		if (entry->cookie == cookie && (!entry->orphan || entry->record))
+		if (entry != pod && entry->cookie == cookie && (!entry->orphan || entry->record))
 			r = redecide_entry(reg, entry, netns_fd, facts, err);
 	}
-	return r;
+	return r || (pod->orphan && !pod->record) ? r
+						  : redecide_entry(reg, pod, netns_fd, facts, err);
 }
 
 /* ---- del, check, gc ------------------------------------------------------------------------- */

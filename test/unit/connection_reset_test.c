@@ -130,7 +130,7 @@ TEST(connections_with_others_are_cut)
 	CHECK_EQ(error_of(c.within), 0);
 	/* The accepted end of the marked one has no mark, and is a connection with another. */
 	CHECK(error_of(c.marked) != ECONNABORTED); /* but by its other end */
-	CHECK_EQ(n, 3); /* both ends of the one, and that end */
+	CHECK_EQ(n, 3);				   /* both ends of the one, and that end */
 	CHECK(!connection_reset(netns, MARK, MASK, &n, &err));
 	CHECK_EQ(n, 0);
 	close(c.listener);
