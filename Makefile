@@ -46,7 +46,7 @@ AGENT_SRC  := $(wildcard node-agent/*.c) \
 	$(G)/zds.pb-c.c
 UNIT_SRC   := $(wildcard test/unit/*_test.c)
 FUZZ_SRC   := $(wildcard test/fuzz/*_fuzz.c)
-PROG_SRC   := $(wildcard $(addprefix test/,$(addsuffix /*.c,contract runtime proxies programs bench demo plugin agent accelerate)))
+PROG_SRC   := $(wildcard $(addprefix test/,$(addsuffix /*.c,contract runtime proxies programs bench demo plugin agent accelerate enrolment)))
 
 # Every object file of the product but the mains: what unit tests and fuzzers link against.
 MAINS   := cni-plugin/main.c node-agent/main.c node-agent/ctl/main.c
@@ -180,6 +180,7 @@ test: deps-if-missing ## every test that this machine can run (as root)
 
 soak: ## the tests with the full counts of the long ones
 	$(Q)$(MAKE) --no-print-directory test SCALE=full
+	$(Q)BUILD_DIR=$(B) SCALE=full test/enrolment/load.sh
 
 # All kernels and the running one, unless SCALE=ci is asked for: then 5.10 and 6.12.
 test-kernels: deps-if-missing ## the contract on Debian's kernels in QEMU, and on the running one (as root)
