@@ -63,10 +63,11 @@ moves_flood() { # WAY COMMAND...
 	done >"$work/moves-$1" 2>&1
 }
 
-# What conntrack remembers of ended connections is forgotten soon: a test does not wait two minutes.
+# What conntrack remembers of connections that have ended, or that nobody answered, is forgotten soon: a test
+# does not wait two minutes.
 forget_soon() { # NAME
 	# shellcheck disable=SC2016
-	inside "$1" sh -c 'cd /proc/sys/net/netfilter && for state in time_wait fin_wait close_wait last_ack; do
+	inside "$1" sh -c 'cd /proc/sys/net/netfilter && for state in time_wait fin_wait close_wait last_ack syn_sent; do
 		echo 2 >nf_conntrack_tcp_timeout_$state; done
 		echo 2 >nf_conntrack_udp_timeout; echo 2 >nf_conntrack_udp_timeout_stream'
 }

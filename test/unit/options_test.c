@@ -404,8 +404,8 @@ TEST(what_has_no_effect_yet_is_told_when_it_is_given)
 	options_without_effect(&o, count_without_effect);
 	CHECK_EQ(n_without_effect, 0);
 	options_done(&o);
-	CHECK(!parse(WORDS("--accelerate", "full", "--metrics-address", "127.0.0.1:9090",
-			   "--ztunnel-socket", "/x", "--run-dir", "/y"),
+	CHECK(!parse(WORDS("--accelerate", "full", "--cni-conf-dir", "/z", "--cni-bin-dir", "/x",
+			   "--run-dir", "/y"),
 		     &o, &err));
 	options_without_effect(&o, count_without_effect);
 	CHECK_EQ(n_without_effect, 2);
