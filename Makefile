@@ -70,7 +70,7 @@ GENERATED := $(SKELS) $(G)/zds.pb-c.h
 .PHONY: all
 all: $(BIN) ## the three programs (default)
 
-AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcurl -lyaml -lcap-ng -lnftnl -lmnl -lprotobuf-c
+AGENT_LIBS := -lbpf -lelf -lz -ljansson -lcurl -lyaml -lcap-ng -lnftnl -lmnl -lprotobuf-c -lmicrohttpd
 CTL_LIBS   := -ljansson
 # The plugin runs on the host's file system, whatever distribution that is: fully static.
 # Sections that nothing reaches are dropped, which is what keeps it under 1 MB.
@@ -213,7 +213,7 @@ bench-compare: ## the last benchmark with BENCH_BASELINE, an earlier report.json
 
 BUILD_DEPS := build-essential pkg-config clang llvm bpftool libbpf-dev libelf-dev zlib1g-dev \
 	libjansson-dev libcurl4-openssl-dev libyaml-dev libcap-ng-dev libmnl-dev libnftnl-dev \
-	protobuf-c-compiler libprotobuf-c-dev
+	protobuf-c-compiler libprotobuf-c-dev libmicrohttpd-dev
 TEST_DEPS := bats iproute2 nftables iptables haproxy containerd runc containernetworking-plugins \
 	python3-minimal python3-venv jq procps curl util-linux psmisc liburing-dev \
 	qemu-system-x86 cpio kmod xz-utils debian-archive-keyring nginx openssl gnuplot-nox etcd-server etcd-client ipset

@@ -17,6 +17,9 @@
 #include "kube_client.h"
 #include "kube_config.h"
 #include "log.h"
+#include "metrics.h"
+#include "metrics_facts.h"
+#include "metrics_server.h"
 #include "options.h"
 #include "pod_policy.h"
 #include "queries.h"
@@ -63,6 +66,7 @@ struct agent {
 	struct enrolment *enrolment;
 	struct agent_server *server;
 	struct workload_advice *advice;
+	struct metrics_server *metrics;
 	struct queries queries;
 	bool round_waits; /* for its next slice */
 };
@@ -129,6 +133,21 @@ static void on_reconcile(void *arg)
 	if (redirect_accelerate_host(agent->redirect, &host))
 		accelerate_heal(agent->accelerate, &host);
 	enrolment_reconcile(agent->enrolment);
+}
+
+static char *on_metrics(void *arg)
+{
+	const struct agent *agent = arg;
+	scoped_json json_t *facts = metrics_facts(&agent->queries);
+
+	return facts ? metrics_text(facts) : NULL;
+}
+
+static const char *on_not_ready(void *arg)
+{
+	const struct agent *agent = arg;
+
+	return metrics_not_ready(&agent->queries);
 }
 
 static void on_signal(int fd, uint32_t events, void *arg)
@@ -341,6 +360,18 @@ static int open_enrolment(struct agent *agent, struct error *err)
 	return enrolment_open(&cfg, &agent->enrolment, err);
 }
 
+/* Before anything is changed in the kernel: an address that is in use is found out at once. */
+static int open_metrics(struct agent *agent, struct error *err)
+{
+	const struct metrics_server_config cfg = {
+		.address = agent->options.text[OPTION_METRICS_ADDRESS],
+		.text = on_metrics,
+		.not_ready = on_not_ready,
+		.arg = agent};
+
+	return *cfg.address ? metrics_server_open(&cfg, agent->loop, &agent->metrics, err) : 0;
+}
+
 static int start(struct agent *agent, struct error *err)
 {
 	const struct options *options = &agent->options;
@@ -434,6 +465,8 @@ static int run(struct agent *agent, struct error *err)
 	if (!r)
 		r = catch_signals(agent, err);
 	if (!r)
+		r = open_metrics(agent, err);
+	if (!r)
 		r = start(agent, err);
 	if (r)
 		return r;
@@ -448,6 +481,7 @@ static int run(struct agent *agent, struct error *err)
 
 static void stop(struct agent *agent)
 {
+	metrics_server_close(agent->metrics);
 	enrolment_close(agent->enrolment); /* answers those who wait */
 	agent->enrolment = NULL;
 	kube_client_free(agent->kube_client);

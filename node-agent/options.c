@@ -4,6 +4,7 @@
 #include "error.h"
 #include "ip_address.h"
 #include "json.h"
+#include "metrics_server.h"
 #include "scoped.h"
 #include "write_file.h"
 
@@ -349,7 +350,6 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 				    .type = TYPE_ENDPOINT,
 				    .initial = "",
 				    .argument = "HOST:PORT",
-				    .no_effect = "metrics are not built yet: nothing listens there",
 				    .help = "serve /metrics, /healthz and /readyz"},
 	[OPTION_LOG_FORMAT] = {.name = "log-format",
 			       .type = TYPE_CHOICE,
@@ -725,14 +725,12 @@ static int check_path(const struct options *options, enum option_id id, struct e
 
 static int check_endpoint(const struct options *options, enum option_id id, struct error *err)
 {
-	const char *text = options->text[id], *colon = strrchr(text, ':');
-	char *end;
-	unsigned long port;
+	struct metrics_address address;
+	struct error inner = {0};
 
-	if (!colon || !isdigit((unsigned char)colon[1]))
-		return value_error(options, id, "not HOST:PORT", err);
-	port = strtoul(colon + 1, &end, 10);
-	if (*end || port < 1 || port > 65535)
+	if (metrics_address_parse(options->text[id], &address, &inner))
+		return value_error(options, id, inner.text, err);
+	if (!address.port)
 		return value_error(options, id, "the port is not from 1 to 65535", err);
 	return 0;
 }

@@ -70,6 +70,40 @@ json_t *ebpf_pod_counters(void *state, uint64_t cookie, int netns_fd)
 	return json_pack("{s:o, s:o}", "verdicts", verdicts, "events", events_json(&c));
 }
 
+static void add_counters(struct counters *sum, const struct counters *c)
+{
+	for (size_t i = 0; i < RULE_COUNTERS; i++)
+		sum->rule[i] += c->rule[i];
+	for (size_t i = 0; i < EVENT_COUNTERS; i++)
+		sum->event[i] += c->event[i];
+}
+
+void ebpf_counters_retire(struct ebpf *e, uint64_t cookie)
+{
+	struct counters c;
+
+	if (read_counters(bpf_map__fd(e->datapath->maps.pod_counters), &cookie, &c))
+		add_counters(&e->retired, &c);
+}
+
+/* Of the node, of every pod that there is and of those that have gone. */
+static json_t *totals_json(struct ebpf *e, const struct counters *node)
+{
+	int fd = bpf_map__fd(e->datapath->maps.pod_counters);
+	struct counters sum = e->retired, c;
+	json_t *verdicts = json_object();
+	__u64 cookie;
+
+	add_counters(&sum, node);
+	for_each_map_key (fd, &cookie)
+		if (read_counters(fd, &cookie, &c))
+			add_counters(&sum, &c);
+	for (int i = RULE_NONE + 1; verdicts && i < RULE_ID_COUNT_; i++)
+		json_object_set_new(verdicts, plan_rule_name((enum plan_rule_id)i),
+				    json_integer((json_int_t)sum.rule[i]));
+	return json_pack("{s:o, s:o}", "verdicts", verdicts, "events", events_json(&sum));
+}
+
 static json_int_t probe_count(struct ebpf *e, enum probe_event event)
 {
 	int cpus = libbpf_num_possible_cpus();
@@ -103,9 +137,10 @@ json_t *ebpf_node_counters(void *state)
 	if (!read_counters(bpf_map__fd(e->datapath->maps.node_counters), &zero, &c))
 		return NULL;
 	bpf_map_lookup_elem(bpf_map__fd(e->datapath->maps.gauges), &node, &gauge);
-	return json_pack("{s:o, s:o, s:I, s:{s:I, s:I, s:I, s:I}}", "events", events_json(&c),
-			 "kubelet", probes_json(e), "handovers", (json_int_t)gauge.handovers,
-			 "limits", "pods", (json_int_t)e->cfg->max_pods, "handovers",
+	return json_pack("{s:o, s:o, s:o, s:I, s:{s:I, s:I, s:I, s:I}}", "events", events_json(&c),
+			 "totals", totals_json(e, &c), "kubelet", probes_json(e), "handovers",
+			 (json_int_t)gauge.handovers, "limits", "pods",
+			 (json_int_t)e->cfg->max_pods, "handovers",
 			 (json_int_t)e->cfg->max_handovers, "handoversPerPod",
 			 (json_int_t)e->cfg->max_handovers_per_pod, "ruleEntries",
 			 (json_int_t)e->cfg->max_rule_entries);

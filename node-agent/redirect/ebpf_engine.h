@@ -81,6 +81,7 @@ struct ebpf {
 	bool attached;	      /* the programs on the cgroup are this agent's */
 	struct doomed_policy *doomed;
 	struct log_limit notice_limit[EVENT_COUNTERS];
+	struct counters retired; /* of pods that have gone since the start */
 	struct ebpf_pod *pods[POD_BUCKETS];
 };
 
@@ -202,6 +203,8 @@ int ebpf_retire(void *state, const struct redirect_pod *pod, bool *ret_done, str
 const char *ebpf_event_name(unsigned event); /* enum event_counter */
 json_t *ebpf_pod_counters(void *state, uint64_t cookie, int netns_fd);
 json_t *ebpf_node_counters(void *state);
+/* Before the pod's own are deleted: what it counted stays in the node's totals. */
+void ebpf_counters_retire(struct ebpf *e, uint64_t cookie);
 int ebpf_verify(void *state, const struct redirect_pod *pod, struct error *err);
 
 #endif

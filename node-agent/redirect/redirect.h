@@ -119,9 +119,10 @@ bool redirect_address_is_local(struct redirect *r, uint64_t cookie, const struct
 
 /*
  * {"verdicts":{"<rule name>":N,...},"events":{"<event>":N,...}} for one pod, and
- * {"events":{...},"handovers":N,"limits":{...},"engines":{"<engine>":pods,...},"healed":N,"moves":N,
- * "fallbacks":N} for the node (the first three only with eBPF). New references, NULL without memory
- * or when the pod is not there.
+ * {"events":{...},"totals":{"verdicts":{...},"events":{...}},"handovers":N,"limits":{...},
+ * "engines":{"<engine>":pods,...},"healed":N,"moves":N,"fallbacks":N} for the node (the first four
+ * only with eBPF; events: what belongs to no pod; totals: that and all pods, also those that have
+ * gone since the agent started). New references, NULL without memory or when the pod is not there.
  */
 json_t *redirect_pod_counters(struct redirect *r, uint64_t cookie);
 json_t *redirect_node_counters(struct redirect *r);

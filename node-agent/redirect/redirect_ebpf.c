@@ -300,6 +300,7 @@ int ebpf_remove(void *state, uint64_t cookie, int netns_fd, struct error *err)
 	if (known)
 		ebpf_addresses_forget(e, known);
 	bpf_map_delete_elem(bpf_map__fd(e->datapath->maps.gauges), &cookie);
+	ebpf_counters_retire(e, cookie);
 	bpf_map_delete_elem(bpf_map__fd(e->datapath->maps.pod_counters), &cookie);
 	ebpf_pods_forget(e, cookie);
 	return r;

@@ -157,7 +157,7 @@ test_not_a_cgroup() {
 
 test_says_what_has_no_effect() {
 	check_has "$(grep cni-conf-dir "$NODE_DIR/agent.log")" "not built yet"
-	check_has "$(grep metrics-address "$NODE_DIR/agent.log")" "not built yet"
+	check_has "$(grep cni-bin-dir "$NODE_DIR/agent.log")" "not built yet"
 }
 
 # ---- the socket --------------------------------------------------------------------------------
@@ -262,6 +262,110 @@ test_long_answer() {
 	done
 	[ "$(ask '{"op":"pods"}' | wc -c)" -gt 65536 ]
 	check_equal "$(ask '{"op":"pods"}' | jq '.pods | length')" 240
+}
+
+# ---- metrics -----------------------------------------------------------------------------------
+
+# An address of this run alone: the agent listens in the machine's network namespace.
+METRICS=127.$((100 + $$ / 65536)).$(($$ / 256 % 256)).$(($$ % 256)):9407
+
+get() { # PATH [OPTION...]: what METRICS answers
+	local path=$1
+	shift
+	curl --silent --show-error --max-time 10 "$@" "http://$METRICS$path"
+}
+
+says() { # LINE: a line of /metrics, of today's text
+	get /metrics | grep -qxF -- "$1"
+}
+
+# Of every series there is one, and status and probe say the same.
+test_metrics() {
+	local text wanted
+	namespaces t-a t-b
+	ip -n t-a link set lo up
+	add c1 eth0 t-a web
+	add c2 eth0 t-b db '{}'
+	wait_for 5 says 'sockmesh_pods{state="redirected"} 1'
+	text=$(get /metrics)
+	check_has "$text" "sockmesh_build_info{version=\"$(cat VERSION)\"} 1"
+	check_has "$text" 'sockmesh_engine_info{engine="ebpf"} 1'
+	check_has "$text" 'sockmesh_pods{state="skipped"} 1'
+	check_has "$text" 'sockmesh_pods_by_engine{engine="ebpf"} 1'
+	check_has "$text" 'sockmesh_accelerate_level_info{level="'
+	wanted=$(ask '{"op":"probe"}' | jq -r '.accelerate.tests[] |
+		"sockmesh_accelerate_probe{test=\"\(.name)\",finding=\"\(.finding)\",decides=\"\(.decides)\"} 1"')
+	check_equal "$(grep '^sockmesh_accelerate_probe{' <<<"$text")" "$wanted" "the probe's results"
+	check_has "$wanted" 'test="loads",finding="as-tcp"'
+	check_equal "$(grep -v '^#' <<<"$text" | sed 's/ [^ ]*$//' | sort | uniq -d)" "" "series that are there twice"
+	check_equal "$(get /metrics --head | tr -d '\r' | sed -n 's/^Content-Type: //p')" \
+		"text/plain; version=0.0.4; charset=utf-8"
+}
+
+# Nobody listens as the proxy; that the rule decided counts all the same.
+connects_from() { # NETNS-NAME
+	mkdir -p "$NODE_CGROUP/kubepods/connects"
+	(
+		echo "$BASHPID" >"$NODE_CGROUP/kubepods/connects/cgroup.procs"
+		! ip netns exec "$1" bash -c ': </dev/tcp/192.0.2.1/80' 2>/dev/null
+	)
+}
+
+totals() { # of status, as series that are not zero
+	ask '{"op":"status"}' | jq -r '.counters.totals.verdicts | to_entries[] | select(.value > 0) |
+		"sockmesh_verdicts_total{rule=\"\(.key)\"} \(.value)"'
+}
+
+# What a pod counted does not go with the pod.
+test_metrics_totals() {
+	local wanted
+	namespaces t-a
+	ip -n t-a link set lo up
+	ip -n t-a route add default dev lo
+	add c1 eth0 t-a web
+	connects_from t-a
+	wanted=$(totals)
+	check_has "$wanted" 'rule="out-'
+	wait_for 5 says "$(head -n1 <<<"$wanted")"
+	del c1 eth0 t-a
+	check_equal "$(totals)" "$wanted" "totals without the pod"
+}
+
+test_health() {
+	local options
+	check_equal "$(get /healthz)" ok
+	check_equal "$(get /readyz)" ready
+	check_equal "$(get / --output /dev/null --write-out '%{http_code}')" 404
+	check_equal "$(get /metrics --output /dev/null --write-out '%{http_code}' --request POST --data x)" 405
+	# The same address again, with everything else apart.
+	mapfile -t options < <(agent_options)
+	options+=(--run-dir "$NODE_DIR/another-run" --bpffs-dir "$NODE_BPFFS/another" --metrics-address "$METRICS")
+	exits 1 "--metrics-address $METRICS" "$AGENT" "${options[@]}"
+	[ ! -e "$NODE_BPFFS/another" ]
+	# The address is free again as soon as the agent is gone.
+	crash
+	agent_start --metrics-address "$METRICS"
+	check_equal "$(get /readyz)" ready
+}
+
+# With an API server that nobody reaches the agent lives, serves its socket, and is not ready.
+test_not_ready() {
+	cat >"$NODE_DIR/kubeconfig" <<-'YAML'
+		apiVersion: v1
+		kind: Config
+		current-context: node
+		contexts: [{name: node, context: {cluster: none, user: agent}}]
+		clusters: [{name: none, cluster: {server: "https://127.0.0.1:1", insecure-skip-tls-verify: true}}]
+		users: [{name: agent, user: {token: none}}]
+	YAML
+	crash
+	agent_start --metrics-address "$METRICS" --kubernetes auto --kubeconfig "$NODE_DIR/kubeconfig"
+	check_equal "$(get /healthz)" ok
+	check_equal "$(get /readyz --output /dev/null --write-out '%{http_code}')" 503
+	check_has "$(get /readyz)" "not ready: the API server has not yet told"
+	check_has "$(get /metrics)" "sockmesh_kubernetes_current 0"
+	check_has "$(get /metrics)" "sockmesh_kubernetes_complete 0"
+	check_has "$(get /metrics)" 'sockmesh_kubernetes_watch_synced{watch="pods"} 0'
 }
 
 # ---- registration ------------------------------------------------------------------------------
@@ -1057,7 +1161,7 @@ tap_test "a wrong flag, variable or configuration file exits with 2 and is named
 tap_test "--dump-config prints each value with its source" test_dump_config
 tap_test "a cgroup root that is none is refused where eBPF is asked for" test_not_a_cgroup
 test_agent "options without effect yet are logged as such" test_says_what_has_no_effect \
-	--cni-conf-dir /run/net.d --metrics-address 127.0.0.1:9090
+	--cni-conf-dir /run/net.d --cni-bin-dir /run/bin
 test_agent "the run directory is 0700 and the socket 0600" test_modes
 test_agent "a peer that is not root is refused twice over" test_others_are_refused
 test_agent "what is no request is answered as such, and the agent lives on" test_framing
@@ -1066,6 +1170,11 @@ test_agent "pipelined requests are answered in order" test_pipelining
 test_agent "too many peers are told so, silent ones are closed" test_silent_peers
 test_agent "a peer that never reads holds nobody up" test_deaf_peer
 test_agent "an answer over 64 KiB arrives whole" test_long_answer
+test_agent "metrics say what status and probe say, every series once" test_metrics \
+	--metrics-address "$METRICS"
+test_agent "totals keep what pods counted that have gone" test_metrics_totals --metrics-address "$METRICS"
+test_agent "health and readiness, and an address that is in use" test_health --metrics-address "$METRICS"
+test_agent "without the API server's answer the agent lives and is not ready" test_not_ready
 test_agent "the host's namespace and what is no namespace are refused" test_what_is_no_pod
 test_agent "pods are redirected, skipped or refused, and shown with the reason" test_decisions
 test_agent "a pod that eBPF cannot serve gets another engine, and leaves nothing" test_fallback
