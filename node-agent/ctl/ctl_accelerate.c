@@ -115,8 +115,8 @@ static void append_measured(const json_t *pair, char *buf, size_t size)
 
 	json_array_foreach (list, i, one) {
 		int n = snprintf(buf + length, size - length,
-				 "%swith %s connections %s: %.1f us, by TCP %.1f us",
-				 length ? "; " : "", ctl_string(one, "connections", "?"),
+				 "%s %s connections %s: %.1f us, by TCP %.1f us",
+				 length ? "; with" : "with", ctl_string(one, "connections", "?"),
 				 ctl_string(one, "verdict", "?"),
 				 json_number_value(json_object_get(one, "shortUs")),
 				 json_number_value(json_object_get(one, "tcpUs")));

@@ -116,7 +116,7 @@ static int switch_on(struct process_watch *watch, struct error *err)
 {
 	int r = load(&watch->skel, err);
 
-	if (r)
+	if (r || !watch->skel)
 		return r;
 	watch->notices = ring_buffer__new(bpf_map__fd(watch->skel->maps.process_notices), on_notice,
 					  watch, NULL);

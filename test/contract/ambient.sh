@@ -300,6 +300,7 @@ scenario_ambient_limits() {
 	deafen_app $name
 	rm -f "$work/pending-$name"
 	as_ztunnel $name python3 -c "$PENDING_FOR_CLIENT" 10 >"$work/pending-$name" &
+	# shellcheck disable=SC2004 # it is an associative array, of scenarios.sh
 	pending[$name]=$!
 	wait_for 10 test -s "$work/pending-$name"
 	expect "$name: a pod's share is 8 places" "EINPROGRESS=8 EPERM=2" cat "$work/pending-$name"
