@@ -36,6 +36,8 @@ int accelerate_sockops(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] == TCP_CLOSE_STATE)
 			ended(ctx);
+		else
+			leaves(ctx);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		forget_acceptor(ctx);

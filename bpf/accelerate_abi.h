@@ -56,9 +56,82 @@ struct accel_pair {
 	__u64 brief;		       /* closed connections with at most BRIEF_MESSAGES messages */
 	__u64 turned_blocking;	       /* sockets that became blocking after they had entered */
 	__u64 left_alone;	       /* connections that did not enter because of a verdict */
+	__u64 held_messages;	/* of tcp_messages: because of a trial, or of what one has shown */
+	__u64 live, live_alone; /* connections now, and those of them that a trial left alone */
+	__u32 places;		/* enum accel_places, as last seen */
+	__u32 pad;
 };
 
 enum { BRIEF_MESSAGES = 8 }; /* both directions */
+
+/* Where the two ends of a pair's connections run. */
+enum accel_places {
+	PLACES_UNKNOWN,
+	PLACES_ONE_CPU,
+	PLACES_TWO_CPUS,
+};
+
+/*
+ * accel_trials: is the short way the faster one between these two? accelerate_trial.h has the
+ * question, accelerate_trial.bpf.h the course of a trial. Key struct accel_pair_key.
+ */
+enum {
+	TRIAL_LEVELS = 8,    /* how many connections at once: 1, 2-3, 4-7 ... 128 and more */
+	TRIAL_BUCKETS = 128, /* of times: 8 for each doubling, from 1 us on */
+};
+
+enum trial_verdict {
+	TRIAL_UNKNOWN,
+	TRIAL_FASTER, /* the short way is */
+	TRIAL_SLOWER,
+};
+
+enum trial_phase {
+	TRIAL_NONE,
+	TRIAL_BY_TCP,	/* new streams are held on TCP, and measured */
+	TRIAL_CHANGING, /* to the short way, as they are drained */
+	TRIAL_SHORT,	/* measured */
+	TRIAL_BACK,	/* they were short before: to TCP for good, and measured */
+	TRIAL_JUDGING,	/* by one CPU */
+};
+
+struct trial_times {
+	__u32 exchange[TRIAL_BUCKETS]; /* from a send of the connecting end to its next */
+	__u32 answer[TRIAL_BUCKETS];   /* from a send of the connecting end to the other's next */
+};
+
+struct trial_figures { /* medians */
+	__u32 exchange_ns, answer_ns;
+	__u32 exchanges, answers; /* how many were looked at */
+};
+
+struct trial_result {
+	__u64 until_ns; /* CLOCK_MONOTONIC; as if there were none afterwards */
+	__u32 verdict;	/* enum trial_verdict */
+	__u32 repeats;	/* of the same verdict */
+	struct trial_figures tcp, shrt;
+};
+
+/* accel_trial_lock: one entry, of the phases of all trials. */
+struct accel_lock {
+#ifdef __bpf__
+	struct bpf_spin_lock lock;
+#else
+	__u32 lock;
+#endif
+};
+
+struct accel_trial {
+	__u64 began_ns, last_ns; /* of the window; of what was last measured */
+	__u32 phase, level;
+	__u32 windows;	      /* of this phase that are over */
+	__u32 n_tcp, n_short; /* measured exchanges of this window */
+	__u32 pad;
+	struct trial_figures tcp, shrt; /* of the best window by TCP, the worst of the short way */
+	struct trial_figures window;	/* of the last one */
+	struct trial_result results[TRIAL_LEVELS];
+	struct trial_times tcp_times, short_times;
+};
 
 /* accel_verdicts: user space's answer to the above; no entry: go on. */
 struct accel_verdict {
@@ -73,6 +146,7 @@ enum accel_why_alone {
 	ALONE_SPILLS,
 	ALONE_TURNED_BLOCKING,
 	ALONE_NOT_SHORT,
+	ALONE_SLOWER, /* a trial's, never in accel_verdicts */
 };
 
 /*
@@ -123,12 +197,23 @@ enum accel_way {
 	WAY_TCP, /* for good */
 };
 
+/* Is it because of a trial that a direction goes by TCP? */
+enum accel_held {
+	HELD_NOT,
+	HELD_ON_TRIAL,
+	HELD_FOR_GOOD,
+};
+
 /* accel_streams: socket storage of each socket in the map; of what it sends. */
 struct accel_stream {
 	__u64 cookie;	 /* first: what the peer reads of it to know that it is still the one */
 	__u32 way;	 /* enum accel_way */
 	__u32 wants_tcp; /* enum accel_event: why this socket must not receive the short way; 0: it
 			    may */
+	__u64 asked_ns;	 /* when an exchange that is measured began; 0: none is */
+	__u64 answered_ns;		    /* the peer's asked_ns that was answered last */
+	__u32 cpu;			    /* at the last look, plus 1; 0: none yet */
+	__u32 held;			    /* enum accel_held */
 	__u64 peer, peer_sock, peer_stream; /* known since WAY_TCP_SO_FAR at the latest */
 	struct accel_end_key ends;
 	struct accel_pair_key pair;
@@ -141,12 +226,15 @@ struct accel_stream {
 	__u64 told_messages, told_bytes; /* of these, in accel_pairs already */
 	__u64 tcp_messages, tcp_bytes;
 	__u64 told_tcp_messages, told_tcp_bytes;
+	__u64 held_messages, told_held_messages; /* of those by TCP */
 	__u32 tries;
 	__u32 is_active;   /* it connected */
 	__u32 is_watched;  /* accepted, from a listener that is not known yet */
 	__u64 peer_memcg;  /* the receiver's, which pays for what it has not read */
 	__u32 has_ended;   /* TCP is done with it; under the lock */
 	__u32 is_released; /* its last descriptor is closed; under the lock */
+	__u32 is_counted;  /* it is one of its pair's live ones */
+	__u32 is_alone;	   /* of its live_alone, and so not in the map */
 #ifdef __bpf__
 	struct bpf_spin_lock lock;
 #else
@@ -202,6 +290,7 @@ enum accel_event {
 	ACCEL_SPILL_NODE,     /* the node's */
 	ACCEL_SPILL_PRESSURE, /* the kernel's TCP memory is under pressure */
 	ACCEL_STOPPED,
+	ACCEL_SLOWER,	      /* a trial has shown that TCP is faster here */
 	ACCEL_BUDGET_CARRIED, /* a sender ended before its bytes were read: its claim waits for the
 				 reader */
 	/* a direction that goes the short way */

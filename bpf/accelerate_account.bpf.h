@@ -25,11 +25,14 @@ static __always_inline void tell(struct accel_stream *s)
 		__sync_fetch_and_add(&pair->bytes, s->sent_bytes - s->told_bytes);
 		__sync_fetch_and_add(&pair->tcp_messages, s->tcp_messages - s->told_tcp_messages);
 		__sync_fetch_and_add(&pair->tcp_bytes, s->tcp_bytes - s->told_tcp_bytes);
+		__sync_fetch_and_add(&pair->held_messages,
+				     s->held_messages - s->told_held_messages);
 	}
 	s->told_messages = s->sent_messages;
 	s->told_bytes = s->sent_bytes;
 	s->told_tcp_messages = s->tcp_messages;
 	s->told_tcp_bytes = s->tcp_bytes;
+	s->told_held_messages = s->held_messages;
 }
 
 static __always_inline void tell_sometimes(struct accel_stream *s)
@@ -54,27 +57,39 @@ static __always_inline struct accel_pair *pair_get(const struct accel_pair_key *
 	return bpf_map_lookup_elem(&accel_pairs, key);
 }
 
-static __always_inline void tell_connection(const struct accel_pair_key *key)
+static __always_inline void tell_connection(struct accel_stream *s)
 {
-	struct accel_pair *pair = pair_get(key);
+	struct accel_pair *pair = pair_get(&s->pair);
 
 	if (!pair)
 		return;
 	__sync_fetch_and_add(&pair->connections, 1);
+	__sync_fetch_and_add(&pair->live, 1);
+	s->is_counted = 1;
 	pair->last_ns = bpf_ktime_get_ns();
 }
 
-static __always_inline int is_left_alone(const struct accel_pair_key *key)
+/* An end has been closed, or the other one was: it is not one of those that are busy at once. */
+static __always_inline void tell_left(struct accel_stream *s)
+{
+	struct accel_pair *pair = bpf_map_lookup_elem(&accel_pairs, &s->pair);
+
+	if (!s->is_counted)
+		return;
+	s->is_counted = 0;
+	if (!pair)
+		return;
+	__sync_fetch_and_add(&pair->live, -1);
+	if (s->is_alone)
+		__sync_fetch_and_add(&pair->live_alone, -1);
+}
+
+/* For now, and whatever the trials of the pair say. */
+static __always_inline int has_verdict(const struct accel_pair_key *key)
 {
 	struct accel_verdict *verdict = bpf_map_lookup_elem(&accel_verdicts, key);
-	struct accel_pair *pair;
 
-	if (!verdict || bpf_ktime_get_ns() >= verdict->until_ns)
-		return 0;
-	pair = bpf_map_lookup_elem(&accel_pairs, key);
-	if (pair)
-		__sync_fetch_and_add(&pair->left_alone, 1);
-	return 1;
+	return verdict && bpf_ktime_get_ns() < verdict->until_ns;
 }
 
 #endif

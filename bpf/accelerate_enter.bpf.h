@@ -25,6 +25,7 @@ struct candidate {
 	__u64 netns, peer_netns;
 	__u32 leg;
 	__u32 is_active;
+	__u32 is_slower; /* a trial has shown that it would be, the short way */
 	struct accel_end_key ends;
 	struct accel_pair_key pair;
 };
@@ -351,6 +352,42 @@ static __always_inline __u16 leg_between_pods(struct bpf_sock *sk, const struct 
 	return peer_pod->inbound_port;
 }
 
+static __always_inline int is_left_alone(struct candidate *c)
+{
+	struct accel_pair *pair = bpf_map_lookup_elem(&accel_pairs, &c->pair);
+	int verdict = has_verdict(&c->pair);
+
+	if (!pair)
+		return verdict;
+	c->is_slower = !verdict && trial_leaves_alone(&c->pair, pair);
+	if (!verdict && !c->is_slower)
+		return 0;
+	__sync_fetch_and_add(&pair->left_alone, 1);
+	return 1;
+}
+
+/*
+ * A trial's verdict is about so many connections at once, so those that are left alone because of
+ * one count as well, until they end.
+ */
+static __always_inline void count_alone(struct bpf_sock_ops *ctx, const struct candidate *c)
+{
+	struct accel_pair *pair = bpf_map_lookup_elem(&accel_pairs, &c->pair);
+	struct bpf_sock *sk = ctx->sk;
+	struct accel_stream *s;
+
+	if (!pair || !sk)
+		return;
+	s = bpf_sk_storage_get(&accel_streams, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s)
+		return;
+	s->pair = c->pair;
+	s->is_counted = s->is_alone = 1;
+	__sync_fetch_and_add(&pair->live, 1);
+	__sync_fetch_and_add(&pair->live_alone, 1);
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
 /* 0, or the event that says why the connection stays as it is; *ret_port: of its listener, 0: no
  * hop of ours. */
 static __always_inline __u32 examine_active(struct bpf_sock_ops *ctx, struct candidate *c)
@@ -374,7 +411,7 @@ static __always_inline __u32 examine_active(struct bpf_sock_ops *ctx, struct can
 	if (!port)
 		return c->leg = 0;
 	c->pair.leg = c->leg;
-	if (is_left_alone(&c->pair))
+	if (is_left_alone(c))
 		return ACCEL_LEFT_ALONE;
 	nonblocking = is_nonblocking(kernel_sock(sk), &known);
 	if ((guards & GUARD_NONBLOCKING) && !nonblocking)
@@ -405,11 +442,13 @@ static __always_inline void connected(struct bpf_sock_ops *ctx)
 		why = enter(ctx, &c, &s);
 	if (why || !s) {
 		accel_count(why);
+		if (c.is_slower)
+			count_alone(ctx, &c);
 		return;
 	}
 	ends.pair = c.pair;
 	fill_end(&ends.active, sk, s);
-	tell_connection(&c.pair);
+	tell_connection(s);
 	/* Full: then the other end stays out, and this one on TCP. */
 	if (bpf_map_update_elem(&accel_ends, &c.ends, &ends, BPF_ANY))
 		accel_count(ACCEL_MAP_FULL);
@@ -608,7 +647,14 @@ static __always_inline void ended(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	s = bpf_sk_storage_get(&accel_streams, sk, NULL, 0);
-	if (!s || !s->cookie || s->has_ended)
+	if (!s)
+		return;
+	tell_left(s);
+	if (s->is_alone) {
+		bpf_sk_storage_delete(&accel_streams, sk);
+		return;
+	}
+	if (!s->cookie || s->has_ended)
 		return;
 	s->wants_tcp = ACCEL_ENDED;
 	tell_end(s);
@@ -623,6 +669,19 @@ static __always_inline void ended(struct bpf_sock_ops *ctx)
 	bpf_spin_unlock(&s->lock);
 	if (is_last)
 		settle(s);
+}
+
+/* It begins to end: one of the two has said that it sends no more. */
+static __always_inline void leaves(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct accel_stream *s;
+
+	if (!sk)
+		return;
+	s = bpf_sk_storage_get(&accel_streams, sk, NULL, 0);
+	if (s)
+		tell_left(s);
 }
 
 /* close() of the last descriptor. */

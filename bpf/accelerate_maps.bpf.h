@@ -77,6 +77,31 @@ struct {
 	__type(value, struct accel_verdict);
 } accel_verdicts accel_map;
 
+/* Pairs with several connections at once across CPUs; the agent removes them with their pair. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct accel_pair_key);
+	__type(value, struct accel_trial);
+} accel_trials accel_map;
+
+/* What a new trial is: too large for a program's stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct accel_trial);
+} accel_no_trial accel_map;
+
+/* A lock in the trials' map would not let one be copied into it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct accel_lock);
+} accel_trial_lock accel_map;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -8,7 +8,7 @@
  * nothing can be overtaken); then the short way; and by TCP for good once anything speaks against
  * it. That last step is always in order: the receiver reads what came the short way first.
  */
-#include "accelerate_bound.bpf.h"
+#include "accelerate_trial.bpf.h"
 
 enum {
 	TRIES_MAX = 64,	    /* sends by TCP after which a direction stays there */
@@ -22,12 +22,6 @@ enum {
 
 /* The kernel's; its value here is of no importance, CO-RE puts in the running kernel's. */
 enum sock_flags { SOCK_ZEROCOPY = 1 };
-
-/* The head of a peer's stream. */
-struct stream_head {
-	__u64 cookie;
-	__u32 way, wants_tcp;
-};
 
 static __always_inline int is_stopped(void)
 {
@@ -145,7 +139,8 @@ static __always_inline int not_yet(struct accel_stream *s, __u32 why)
 	return 0;
 }
 
-static __always_inline int may_become_short(struct accel_stream *s, const struct tcp_sock *tp)
+static __always_inline int may_become_short(struct accel_stream *s, const struct tcp_sock *tp,
+					    enum trial_says says)
 {
 	const struct tcp_sock *peer;
 	int known, nonblocking;
@@ -156,6 +151,11 @@ static __always_inline int may_become_short(struct accel_stream *s, const struct
 	peer = (const struct tcp_sock *)(unsigned long)s->peer_sock;
 	if (cookie_at(s->peer_sock) != s->peer) {
 		by_tcp(s, ACCEL_PEER_GONE);
+		return 0;
+	}
+	s->held = says == SAYS_NOT_YET ? HELD_ON_TRIAL : HELD_NOT;
+	if (s->held) {
+		s->way = WAY_TCP_SO_FAR; /* and that is no try */
 		return 0;
 	}
 	nonblocking = is_nonblocking(sock_at(s->peer_sock), &known);
@@ -186,9 +186,8 @@ static __always_inline int may_become_short(struct accel_stream *s, const struct
 
 /* What has changed since the direction was decided; 0: nothing that matters. */
 static __always_inline __u32 has_changed(struct bpf_sock *sk, struct accel_stream *s,
-					 const struct tcp_sock *tp)
+					 const struct tcp_sock *tp, const struct stream_head *peer)
 {
-	struct stream_head peer = {};
 	__u32 state = *(volatile __u32 *)&sk->state, why;
 
 	if (!s->cookie)
@@ -207,10 +206,9 @@ static __always_inline __u32 has_changed(struct bpf_sock *sk, struct accel_strea
 		return why;
 	if (s->way != WAY_SHORT || !(guards & GUARD_STATE))
 		return 0;
-	bpf_probe_read_kernel(&peer, sizeof(peer), (const void *)(unsigned long)s->peer_stream);
-	if (peer.cookie != s->peer)
+	if (peer->cookie != s->peer)
 		return ACCEL_PEER_GONE;
-	return peer.wants_tcp;
+	return peer->wants_tcp;
 }
 
 /*
@@ -220,7 +218,8 @@ static __always_inline __u32 has_changed(struct bpf_sock *sk, struct accel_strea
  */
 static __always_inline int must_change(const struct accel_stream *s, __u32 why)
 {
-	int can_wait = why == ACCEL_STOPPED || why == ACCEL_LOWAT || why == ACCEL_TURNED_BLOCKING;
+	int can_wait = why == ACCEL_STOPPED || why == ACCEL_LOWAT || why == ACCEL_TURNED_BLOCKING ||
+		       why == ACCEL_SLOWER;
 
 	return s->way != WAY_SHORT || !can_wait || is_all_read(s);
 }
@@ -229,20 +228,33 @@ static __always_inline int must_change(const struct accel_stream *s, __u32 why)
 static __always_inline int choose_way(struct sk_msg_md *msg, struct bpf_sock *sk,
 				      struct accel_stream *s)
 {
+	enum trial_says says = SAYS_AS_YOU_LIKE;
+	struct stream_head peer = {};
 	struct tcp_sock *tp;
 	__u32 size = msg->size, why;
 
-	if (s->way == WAY_TCP)
+	if (s->way == WAY_TCP && s->held != HELD_ON_TRIAL)
 		goto tcp;
+	if (find_peer(s))
+		read_peer(s, &peer);
+	if (learning && s->peer)
+		says = take_part(s, &peer);
+	if (s->way == WAY_TCP) {
+		s->held = says == SAYS_NOT_YET ? HELD_ON_TRIAL : HELD_FOR_GOOD;
+		goto tcp;
+	}
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		goto tcp;
-	why = has_changed(sk, s, tp);
+	why = has_changed(sk, s, tp, &peer);
+	if (!why && says == SAYS_TCP)
+		why = ACCEL_SLOWER;
 	if (why && must_change(s, why)) {
+		s->held = why == ACCEL_SLOWER ? HELD_ON_TRIAL : HELD_NOT;
 		by_tcp(s, why);
 		goto tcp;
 	}
-	if (s->way != WAY_SHORT && !may_become_short(s, tp))
+	if (s->way != WAY_SHORT && !may_become_short(s, tp, says))
 		goto tcp;
 	why = no_room(s, tp, size);
 	if (why) {
@@ -265,6 +277,8 @@ tcp:
 		claim_release(s);
 	s->tcp_messages++;
 	s->tcp_bytes += size;
+	if (s->held)
+		s->held_messages++;
 	tell_sometimes(s);
 	return SK_PASS;
 }

@@ -111,7 +111,11 @@ int accelerate_workload_clear(struct accelerate *a, const char *workload, bool c
  *  "limits":{...},"events":{"<event>":N,...}}
  */
 json_t *accelerate_json(struct accelerate *a);
-/* [{"workload","peer","port","leg","verdict":"short"|"left-alone","why","until",...sums}] */
+/*
+ * [{"workload","peer","port","leg","verdict":"short"|"left-alone","why","until",...sums,
+ *   "measured":[{"connections":"16-31","verdict":"faster"|"slower","of":"exchange"|"answer",
+ *   "tcpUs","shortUs","until"}]}]
+ */
 json_t *accelerate_pairs_json(struct accelerate *a);
 /* accelerate_probe.h's result; NULL: the probe was not run */
 json_t *accelerate_probe_json(struct accelerate *a);

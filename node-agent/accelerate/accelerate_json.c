@@ -34,6 +34,7 @@ static const char *const event_names[ACCEL_EVENTS] = {
 	[ACCEL_SPILL_NODE] = "spill-node",
 	[ACCEL_SPILL_PRESSURE] = "spill-pressure",
 	[ACCEL_STOPPED] = "stopped",
+	[ACCEL_SLOWER] = "slower",
 	[ACCEL_BUDGET_CARRIED] = "budget-carried",
 	[ACCEL_SHORT_AT_ONCE] = "short-at-once",
 	[ACCEL_SHORT_LATER] = "short-later",

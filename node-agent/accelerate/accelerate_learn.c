@@ -51,7 +51,7 @@ static const size_t sums[] = {
 	offsetof(struct accel_pair, tcp_messages), offsetof(struct accel_pair, tcp_bytes),
 	offsetof(struct accel_pair, spills),	   offsetof(struct accel_pair, life_ns),
 	offsetof(struct accel_pair, brief),	   offsetof(struct accel_pair, turned_blocking),
-	offsetof(struct accel_pair, left_alone),
+	offsetof(struct accel_pair, left_alone),   offsetof(struct accel_pair, held_messages),
 };
 enum { N_SUMS = sizeof(sums) / sizeof(*sums) };
 
@@ -109,12 +109,17 @@ static bool spills_often(const struct accel_pair *w, const struct evidence *need
 	return w->connections >= need->spill_connections && w->spills >= tenth && costs;
 }
 
-/* Without a new connection it would be the old ones' past that is judged once more. */
+/*
+ * Without a new connection it would be the old ones' past that is judged once more. What a trial
+ * has held on TCP is its own business.
+ */
 static bool is_not_short(const struct accel_pair *w, const struct evidence *need)
 {
-	uint64_t all = w->messages + w->tcp_messages;
+	uint64_t by_tcp =
+		w->tcp_messages > w->held_messages ? w->tcp_messages - w->held_messages : 0;
+	uint64_t all = w->messages + by_tcp;
 
-	return w->connections > 0 && all >= need->messages && w->tcp_messages > percent_of(all, 90);
+	return w->connections > 0 && all >= need->messages && by_tcp > percent_of(all, 90);
 }
 
 static uint32_t judge(const struct accel_pair *w, const struct evidence *need)
@@ -210,7 +215,7 @@ const char *accelerate_why_alone_name(uint32_t why)
 	static const char *const names[] = {
 		[ALONE_BRIEF] = "brief",	 [ALONE_BULK] = "bulk",
 		[ALONE_SPILLS] = "spills",	 [ALONE_TURNED_BLOCKING] = "blocking",
-		[ALONE_NOT_SHORT] = "not-short",
+		[ALONE_NOT_SHORT] = "not-short", [ALONE_SLOWER] = "slower",
 	};
 
 	return why < sizeof(names) / sizeof(*names) && names[why] ? names[why] : "unknown";

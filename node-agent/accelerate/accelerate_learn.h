@@ -19,11 +19,14 @@
  *              more, and that was over 16 MB, or 1 MB for each of 4 and more connections;
  *   spills     limits sent a tenth of the directions of 8 or more connections back to TCP, and over
  *              a quarter of messages or bytes went by TCP;
- *   not-short  of 1,000 messages 90 % went by TCP although a connection entered the map meanwhile.
+ *   not-short  of 1,000 messages 90 % went by TCP although a connection entered the map meanwhile,
+ *              and no trial held them there.
  *
  * Sums are judged in short windows, so that what a pair did last week says nothing about today: a
  * window ends, with nothing against the pair, as soon as it has held enough for each rule. Long
- * conversations of short messages come under no rule, however few they are.
+ * conversations of short messages come under no rule, however few they are: whether several of them
+ * at once are faster the short way is what the programs find out by themselves (slower,
+ * bpf/accelerate_trial.h).
  *
  * A pair is left alone for 10 minutes (blocking: 2 hours). Then it is tried again, and the same
  * rules ask for a quarter of the evidence, so that the trial costs little; each trial that fails

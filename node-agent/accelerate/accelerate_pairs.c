@@ -7,6 +7,7 @@
  */
 #include "accelerate_learn.h"
 #include "accelerate_private.h"
+#include "accelerate_trial.h"
 #include "error.h"
 #include "event_loop.h"
 #include "log.h"
@@ -45,7 +46,7 @@ struct accelerate_pairs {
 	struct accelerate *a;
 	struct event_source *timer;
 	unsigned delay_ms;
-	int pairs_fd, verdicts_fd;
+	int pairs_fd, verdicts_fd, trials_fd;
 	uint32_t room; /* entries of accel_pairs */
 
 	/* Densely, in no order; and where each is, by open addressing: its number plus 1, 0: free.
@@ -243,6 +244,7 @@ static void drop(struct accelerate_pairs *p, struct pair *pair)
 {
 	if (bpf_map_delete_elem(p->pairs_fd, &pair->key) && errno != ENOENT)
 		tell_failure(p, errno, "drop a pair that is not used");
+	bpf_map_delete_elem(p->trials_fd, &pair->key);
 	pair->in_map = false;
 }
 
@@ -461,6 +463,7 @@ int accelerate_pairs_open(struct accelerate *a, struct accelerate_pairs **ret, s
 	p->a = a;
 	p->pairs_fd = bpf_map__fd(a->skel->maps.accel_pairs);
 	p->verdicts_fd = bpf_map__fd(a->skel->maps.accel_verdicts);
+	p->trials_fd = bpf_map__fd(a->skel->maps.accel_trials);
 	p->room = bpf_map__max_entries(a->skel->maps.accel_pairs);
 	p->delay_ms = LOOK_BUSY_MS;
 	p->full.per_minute = p->failed.per_minute = FULL_LINES_PER_MINUTE;
@@ -490,50 +493,109 @@ void accelerate_pairs_close(struct accelerate_pairs *p)
 /* ---- telling ----------------------------------------------------------------------------------
  */
 
-static json_t *pair_json(const struct accelerate *a, const struct pair *pair, uint64_t monotonic,
-			 uint64_t realtime)
-{
-	bool alone = pair->learned.until_ns > monotonic;
-	const struct accel_pair *sums = &pair->sums;
-	char number[2][16], until[TIME_TEXT_MAX] = "";
-	int64_t until_s;
+struct instant { /* on both clocks */
+	uint64_t monotonic, realtime;
+};
 
-	if (alone) {
-		until_s = (int64_t)((realtime + (pair->learned.until_ns - monotonic)) / second_ns);
-		pod_state_time(until_s, until);
-	}
+static const char *time_text(const struct instant *now, uint64_t ns, char buf[static TIME_TEXT_MAX])
+{
+	pod_state_time((int64_t)((now->realtime + (ns - now->monotonic)) / second_ns), buf);
+	return buf;
+}
+
+/* {"connections","verdict","of","tcpUs","shortUs","until"} */
+static json_t *result_json(const struct trial_result *result, unsigned level,
+			   const struct instant *now)
+{
+	bool answers = trial_counts_answers(&result->tcp);
+	char connections[24], until[TIME_TEXT_MAX];
+
+	snprintf(connections, sizeof(connections),
+		 level + 1 < TRIAL_LEVELS ? "%u-%u" : "%u and more", 1U << level,
+		 (2U << level) - 1);
+	return json_pack("{s:s, s:s, s:s, s:f, s:f, s:s}", "connections", connections, "verdict",
+			 result->verdict == TRIAL_FASTER ? "faster" : "slower", "of",
+			 answers ? "answer" : "exchange", "tcpUs",
+			 (answers ? result->tcp.answer_ns : result->tcp.exchange_ns) / 1e3,
+			 "shortUs",
+			 (answers ? result->shrt.answer_ns : result->shrt.exchange_ns) / 1e3,
+			 "until", time_text(now, result->until_ns, until));
+}
+
+static json_t *measured_json(const struct accel_trial *trial, const struct instant *now)
+{
+	json_t *list = json_array();
+
+	for (unsigned i = 0; i < TRIAL_LEVELS; i++)
+		if (trial->results[i].verdict && trial->results[i].until_ns > now->monotonic)
+			json_array_append_new(list, result_json(&trial->results[i], i, now));
+	return list;
+}
+
+/* What a connection that comes now would be left alone for, and until when. */
+static uint32_t why_alone(const struct pair *pair, const struct accel_trial *trial, uint64_t now,
+			  uint64_t *ret_until_ns)
+{
+	unsigned level = trial_level((int64_t)pair->sums.live > 0 ? pair->sums.live + 1 : 1);
+
+	*ret_until_ns = pair->learned.until_ns;
+	if (pair->learned.until_ns > now)
+		return pair->learned.why;
+	if (!level || pair->sums.places == PLACES_ONE_CPU ||
+	    trial_known(trial->results, level, now) != TRIAL_SLOWER)
+		return 0;
+	for (unsigned i = 0; i < TRIAL_LEVELS; i++)
+		if (trial->results[i].verdict == TRIAL_SLOWER &&
+		    trial->results[i].until_ns > *ret_until_ns)
+			*ret_until_ns = trial->results[i].until_ns;
+	return ALONE_SLOWER;
+}
+
+static json_t *pair_json(const struct accelerate_pairs *p, const struct pair *pair,
+			 const struct instant *now)
+{
+	const struct accel_pair *sums = &pair->sums;
+	struct accel_trial trial = {0};
+	char number[2][16], until[TIME_TEXT_MAX] = "";
+	uint64_t until_ns;
+	uint32_t alone, why;
+
+	bpf_map_lookup_elem(p->trials_fd, &pair->key, &trial);
+	alone = why_alone(pair, &trial, now->monotonic, &until_ns);
+	why = alone ? alone : pair->learned.why;
 	return json_pack(
 		"{s:s, s:s, s:i, s:s, s:s, s:s?, s:s?, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-		"s:I, s:I, s:I, s:I, s:I}",
-		"workload", workload_text(a, pair->key.workload, number[0], sizeof(number[0])),
-		"peer", workload_text(a, pair->key.peer, number[1], sizeof(number[1])), "port",
+		"s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}",
+		"workload", workload_text(p->a, pair->key.workload, number[0], sizeof(number[0])),
+		"peer", workload_text(p->a, pair->key.peer, number[1], sizeof(number[1])), "port",
 		pair->key.port, "leg", accelerate_leg_name(pair->key.leg), "verdict",
-		alone ? "left-alone" : "short", "why",
-		pair->learned.why ? accelerate_why_alone_name(pair->learned.why) : NULL, "until",
-		alone ? until : NULL, "trial", !alone && pair->learned.why != 0, "connections",
-		(json_int_t)sums->connections, "closed", (json_int_t)sums->closed, "brief",
-		(json_int_t)sums->brief, "messages", (json_int_t)sums->messages, "bytes",
-		(json_int_t)sums->bytes, "tcpMessages", (json_int_t)sums->tcp_messages, "tcpBytes",
-		(json_int_t)sums->tcp_bytes, "spills", (json_int_t)sums->spills, "turnedBlocking",
-		(json_int_t)sums->turned_blocking, "leftAlone", (json_int_t)sums->left_alone,
-		"lifeMs", (json_int_t)(sums->life_ns / 1000000), "repeats",
-		(json_int_t)pair->learned.repeats);
+		alone ? "left-alone" : "short", "why", why ? accelerate_why_alone_name(why) : NULL,
+		"until", alone ? time_text(now, until_ns, until) : NULL, "trial",
+		!alone && pair->learned.why != 0, "connections", (json_int_t)sums->connections,
+		"closed", (json_int_t)sums->closed, "brief", (json_int_t)sums->brief, "messages",
+		(json_int_t)sums->messages, "bytes", (json_int_t)sums->bytes, "tcpMessages",
+		(json_int_t)sums->tcp_messages, "tcpBytes", (json_int_t)sums->tcp_bytes, "spills",
+		(json_int_t)sums->spills, "turnedBlocking", (json_int_t)sums->turned_blocking,
+		"leftAlone", (json_int_t)sums->left_alone, "lifeMs",
+		(json_int_t)(sums->life_ns / 1000000), "repeats", (json_int_t)pair->learned.repeats,
+		"live", (json_int_t)sums->live, "heldMessages", (json_int_t)sums->held_messages,
+		"measured", measured_json(&trial, now));
 }
 
 json_t *accelerate_pairs_json(struct accelerate *a)
 {
 	json_t *list = json_array();
-	uint64_t monotonic, realtime;
+	struct instant now;
 
 	if (!a->pairs)
 		return list;
-	monotonic = now_ns(CLOCK_MONOTONIC);
-	accelerate_pairs_look(a->pairs, monotonic);
-	realtime = now_ns(CLOCK_REALTIME);
+	now.monotonic = now_ns(CLOCK_MONOTONIC);
+	accelerate_pairs_look(a->pairs, now.monotonic);
+	now.realtime = now_ns(CLOCK_REALTIME);
 	for (size_t i = 0; list && i < a->pairs->n_pairs; i++) {
 		const struct pair *pair = &a->pairs->pairs[i];
 
-		if (json_array_append_new(list, pair_json(a, pair, monotonic, realtime)) < 0) {
+		if (json_array_append_new(list, pair_json(a->pairs, pair, &now)) < 0) {
 			json_decref(list);
 			return NULL;
 		}

@@ -287,6 +287,7 @@ static void set_knobs(struct accelerate *a)
 	a->skel->rodata->max_messages = cfg->max_messages;
 	a->skel->rodata->budget = cfg->budget;
 	a->skel->rodata->pod_budget = cfg->pod_budget;
+	a->skel->rodata->learning = cfg->learning;
 	a->skel->rodata->guards = accelerate_guards();
 	a->skel->rodata->netns_by_inode = a->host.netns_by_inode;
 	a->skel->rodata->rmem_is_exact = a->probe.results[TEST_MEMORY].finding == FINDING_AS_TCP &&
@@ -322,16 +323,23 @@ static int attach_to_cgroup(struct accelerate *a, struct error *err)
 	return 0;
 }
 
+static int attach_verdict(const struct accelerate *a, struct error *err)
+{
+	if (bpf_prog_attach(bpf_program__fd(a->skel->progs.accelerate_verdict),
+			    bpf_map__fd(a->skel->maps.accel_sockets), BPF_SK_MSG_VERDICT, 0))
+		return error_set(err, errno, "attach accelerate_verdict");
+	return 0;
+}
+
 /*
  * The verdict first: a socket that enters brings the program that the map has at that moment, and
  * keeps it until it is closed.
  */
 static int attach(struct accelerate *a, struct error *err)
 {
-	if (bpf_prog_attach(bpf_program__fd(a->skel->progs.accelerate_verdict),
-			    bpf_map__fd(a->skel->maps.accel_sockets), BPF_SK_MSG_VERDICT, 0))
-		return error_set(err, errno, "attach accelerate_verdict");
-	return attach_to_cgroup(a, err);
+	int r = attach_verdict(a, err);
+
+	return r ? r : attach_to_cgroup(a, err);
 }
 
 int accelerate_pins_brake(struct accelerate *a, bool stopped, struct error *err)
@@ -390,6 +398,26 @@ static int check_links(const struct accelerate *a, struct error *ret_why)
 	return 0;
 }
 
+/*
+ * Without the verdict whatever enters stays on TCP until it is closed, and nothing else shows it.
+ * Linux says since 5.18 which program a map of sockets has; before, to attach ours once more is as
+ * cheap as to ask, and puts the same one in its own place.
+ */
+static int check_verdict(const struct accelerate *a, struct error *ret_why)
+{
+	__u32 id = 0, n = 1, size = sizeof(struct bpf_prog_info);
+	struct bpf_prog_info own = {0};
+
+	if (bpf_prog_query(bpf_map__fd(a->skel->maps.accel_sockets), BPF_SK_MSG_VERDICT, 0, NULL,
+			   &id, &n))
+		return attach_verdict(a, ret_why);
+	if (bpf_obj_get_info_by_fd(bpf_program__fd(a->skel->progs.accelerate_verdict), &own, &size))
+		return error_set(ret_why, errno, "look at accelerate_verdict");
+	if (!n)
+		return error_set(ret_why, ENOENT, "accelerate_verdict was detached");
+	return id == own.id ? 0 : error_set(ret_why, EEXIST, "accelerate_verdict was replaced");
+}
+
 static int check_maps(const struct accelerate *a, struct error *ret_why)
 {
 	struct bpf_map *map;
@@ -425,6 +453,8 @@ int accelerate_pins_heal(struct accelerate *a, struct error *err)
 		a->recount = true;
 	else
 		r = check_maps(a, &why);
+	if (!r)
+		r = check_verdict(a, &why);
 	if (!r)
 		r = check_brake(a, &why);
 	if (!r)

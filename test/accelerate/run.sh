@@ -9,7 +9,7 @@
 #   SCALE       ci or full: 30,000 or 1,000,000 streams (ci)
 #   STREAMS     so many streams in all
 #   GUARDS      0: without the tests that take guards away
-#   ONLY        streams, hazards, guards, memory, adviser, restarts (all of them)
+#   ONLY        streams, trials, hazards, guards, memory, adviser, restarts (all of them)
 #   AGENT_OPTIONS  more for every agent
 #   MACHINE     own: nobody else is on this machine, so what is the whole machine's may be changed
 #   SOCKMESH_TEST_PATIENCE  multiplies what is waited for at most (1)
@@ -32,10 +32,11 @@ full) STREAMS=${STREAMS:-1000000} ;;
 *) STREAMS=${STREAMS:-30000} ;;
 esac
 GUARDS=${GUARDS:-1}
-ONLY=${ONLY:-streams hazards guards memory adviser restarts}
+ONLY=${ONLY:-streams trials hazards guards memory adviser restarts}
 read -ra MORE_OPTIONS <<<"${AGENT_OPTIONS:-}"
 MACHINE=${MACHINE:-shared}
 PORT=8080
+ECHO_PORT=8090
 # What hazard.c measures against, whatever the defaults are.
 LIMITS=(--accelerate-max-bytes 1048576 --accelerate-max-messages 1024 --accelerate-pod-budget 67108864)
 RUN=0 # of the next stream client
@@ -221,6 +222,71 @@ servers_again() {
 	proxy_up a
 	proxy_up b
 	server_up b
+}
+
+# ---- trials ------------------------------------------------------------------------------------
+
+pod_place() { # POD CPU
+	local pid
+	while read -r pid; do
+		taskset -acp "$2" "$pid" >/dev/null
+	done < <(find "$(pod_cgroup_dir "$1")" -name cgroup.procs -exec cat {} +)
+}
+
+# Nothing is measured between ends that run on one CPU.
+apart() {
+	agent_again --accelerate full --accelerate-learning yes
+	pod_place a 0
+	pod_place b 1
+	stream_client b 4 50 --largest 64 >/dev/null
+}
+
+# Streams that change their way while they are measured.
+test_trial_streams() {
+	apart
+	RUN=60 stream_client b 4 $((STREAMS / 10)) --concurrency 100
+}
+
+measured() { # JQ-FILTER of what trials found between the two proxies
+	{ ctl accelerate -o json || :; } | jq -e --argjson port "$ECHO_PORT" \
+		"[.pairs[] | select(.leg == \"proxy-to-proxy\" and .port == \$port) | .measured[]] | $1"
+}
+
+# Until a trial has ended; each run makes its connections anew.
+test_trial_ends() {
+	apart
+	for _ in 1 2 3 4 5 6; do
+		pod_run a app "$APP_UID" taskset -c 0 "$NODE_DIR/bench_client" pingpong "${POD_IP4[b]}" \
+			"$ECHO_PORT" 1000 16 64 >/dev/null
+		! measured 'any(.tcpUs > 0 and .shortUs > 0)' || return 0
+	done
+	ctl accelerate
+	return 1
+}
+
+# On one CPU the same pair goes the short way, whatever was found.
+test_no_trial_on_one_cpu() {
+	local before short tcp
+	pod_place b 0
+	before=$(hop_bytes proxy-to-proxy)
+	pod_run a app "$APP_UID" taskset -c 0 "$NODE_DIR/bench_client" pingpong "${POD_IP4[b]}" \
+		"$ECHO_PORT" 500 16 64
+	read -r short tcp <<<"$(hop_bytes proxy-to-proxy)"
+	short=$((short - ${before% *})) tcp=$((tcp - ${before#* }))
+	echo "# on one CPU: $short bytes the short way, $tcp by TCP" >&3
+	[ "$short" -gt $((9 * tcp)) ]
+}
+
+trials() {
+	if [ "$(nproc)" -lt 2 ]; then
+		tap_test "trials: there is one CPU, and nothing to find out" true
+		return
+	fi
+	pod_start echo b app "$APP_UID" "$NODE_DIR/bench_server" "echo=$ECHO_PORT"
+	wait_for 10 pod_listens b "$ECHO_PORT"
+	tap_test "streams are right while the short way is measured" test_trial_streams
+	tap_test "a trial finds out which way is faster" test_trial_ends
+	tap_test "and on one CPU the short way is taken" test_no_trial_on_one_cpu
 }
 
 # ---- hazards -----------------------------------------------------------------------------------

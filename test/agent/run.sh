@@ -1053,6 +1053,25 @@ test_accelerator_repairs() {
 	check_equal "$(map_ids)" "$ids"
 }
 
+# The program that decides each send, of this node's map of sockets: no pin has it.
+verdict_id() {
+	local map
+	map=$(bpftool -j map show pinned "$(pin maps/accel_sockets)" | jq .id)
+	bpftool -j prog show | jq --argjson map "$map" \
+		'first(.[] | select(.type == "sk_msg" and ((.map_ids // []) | index($map))) | .id)'
+}
+
+# The kernel refuses it when the program is not attached.
+detach_verdict() {
+	bpftool prog detach id "$(verdict_id)" sk_msg_verdict pinned "$(pin maps/accel_sockets)"
+}
+
+test_accelerator_verdict() {
+	detach_verdict
+	wait_for 10 detach_verdict
+	check_has "$(cat "$NODE_DIR/agent.log")" "accelerate_verdict was detached"
+}
+
 # What ended while nobody saw it holds places no more: after a repair, and for the next agent.
 test_accelerator_counts_anew() {
 	namespaces t-a
@@ -1194,6 +1213,8 @@ test_agent "detached programs of the accelerator are attached again" test_accele
 	--reconcile-seconds 1
 test_agent "what somebody else stops or unpins of the accelerator is repaired" test_accelerator_repairs \
 	--reconcile-seconds 1
+test_agent "a verdict that somebody detaches from the map of sockets is attached again" \
+	test_accelerator_verdict --reconcile-seconds 1
 test_agent "places of connections whose end nobody saw are counted anew" test_accelerator_counts_anew \
 	--reconcile-seconds 1
 test_agent "room is made in a full map of pods, and waited for" test_accelerator_is_full

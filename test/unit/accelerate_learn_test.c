@@ -275,6 +275,24 @@ TEST(spills_are_judged_however_often_one_looks)
 	return TEST_OK;
 }
 
+/* Messages that a trial held on TCP say nothing about what TCP would have been needed for. */
+TEST(what_a_trial_holds_is_not_what_does_not_go_short)
+{
+	struct accel_pair sums = {.first_ns = BORN, .connections = 16, .tcp_messages = 5000};
+	struct accel_learned learned = {0}, other = {0};
+	struct accel_verdict verdict;
+
+	CHECK(accelerate_learn(&sums, START, &learned, &verdict));
+	CHECK_EQ(verdict.why, ALONE_NOT_SHORT);
+	sums.held_messages = 4500;
+	CHECK(!accelerate_learn(&sums, START, &other, &verdict));
+	sums.held_messages = 3999;
+	CHECK(accelerate_learn(&sums, START, &(struct accel_learned){0}, &verdict));
+	sums.held_messages = 5001; /* read between two additions */
+	CHECK(!accelerate_learn(&sums, START, &(struct accel_learned){0}, &verdict));
+	return TEST_OK;
+}
+
 TEST(conversations_are_never_left_alone)
 {
 	struct accel_pair sums = {.first_ns = BORN};
@@ -368,6 +386,7 @@ TEST(names_of_verdicts_and_legs)
 {
 	CHECK_STR(accelerate_why_alone_name(ALONE_BRIEF), "brief");
 	CHECK_STR(accelerate_why_alone_name(ALONE_NOT_SHORT), "not-short");
+	CHECK_STR(accelerate_why_alone_name(ALONE_SLOWER), "slower");
 	CHECK_STR(accelerate_why_alone_name(0), "unknown");
 	CHECK_STR(accelerate_why_alone_name(4000000000), "unknown");
 	CHECK_STR(accelerate_leg_name(LEG_NODE), "proxy-to-proxy");

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -17,7 +18,7 @@ struct rig {
 	struct accelerate a;
 	struct accelerate_pairs *pairs;
 	struct event_loop *loop;
-	int sums, verdicts;
+	int sums, verdicts, trials;
 	uint64_t start; /* when the accelerator was opened, about */
 };
 
@@ -52,8 +53,9 @@ static bool rig_open(struct rig *rig, unsigned room, bool learning)
 	rig->a.loop = rig->loop;
 	rig->sums = make_map(rig->a.skel->maps.accel_pairs, room);
 	rig->verdicts = make_map(rig->a.skel->maps.accel_verdicts, room);
+	rig->trials = make_map(rig->a.skel->maps.accel_trials, room);
 	rig->start = monotonic_ns();
-	return rig->sums >= 0 && rig->verdicts >= 0;
+	return rig->sums >= 0 && rig->verdicts >= 0 && rig->trials >= 0;
 }
 
 static bool rig_learn(struct rig *rig)
@@ -311,6 +313,92 @@ TEST(the_list_tells_names_sums_and_verdicts)
 	CHECK_EQ(json_integer_value(json_object_get(one, "port")), 2);
 	CHECK_EQ(json_integer_value(json_object_get(one, "bytes")), 16 * 128);
 	json_decref(list);
+	rig_close(&rig);
+	return TEST_OK;
+}
+
+static int put_trial(struct rig *rig, unsigned i, const struct trial_result *result)
+{
+	struct accel_pair_key key = key_of(i);
+	struct accel_trial trial = {.results[4] = *result};
+
+	return bpf_map_update_elem(rig->trials, &key, &trial, BPF_ANY);
+}
+
+static bool says(const json_t *one, const char *verdict, const char *why)
+{
+	const char *found = json_string_value(json_object_get(one, "why"));
+
+	return strcmp(json_string_value(json_object_get(one, "verdict")), verdict) == 0 &&
+	       (why ? found && strcmp(found, why) == 0 : !found);
+}
+
+/* A pair with 20 connections at once, when a trial with 16 to 31 has found this. */
+static json_t *tried(struct rig *rig, uint32_t places, const struct trial_result *result)
+{
+	struct accel_pair sums = {.first_ns = 1, .connections = 20, .live = 20, .places = places};
+	struct accel_pair_key key = key_of(0);
+
+	if (bpf_map_update_elem(rig->sums, &key, &sums, BPF_ANY) || put_trial(rig, 0, result))
+		return NULL;
+	return accelerate_pairs_json(&rig->a);
+}
+
+TEST(the_list_tells_what_trials_have_found)
+{
+	struct trial_result result = {.verdict = TRIAL_SLOWER,
+				      .tcp = {210000, 120000, 300, 300},
+				      .shrt = {245500, 110000, 300, 300}};
+	json_t *list, *one;
+	struct rig rig;
+
+	CHECK(rig_open(&rig, 64, true) && rig_learn(&rig));
+	result.until_ns = rig.start + 600 * second_ns;
+	list = tried(&rig, PLACES_TWO_CPUS, &result);
+	one = json_array_get(list, 0);
+	CHECK(says(one, "left-alone", "slower"));
+	CHECK(json_is_string(json_object_get(one, "until")));
+	one = json_array_get(json_object_get(one, "measured"), 0);
+	CHECK_STR(json_string_value(json_object_get(one, "connections")), "16-31");
+	CHECK_STR(json_string_value(json_object_get(one, "verdict")), "slower");
+	CHECK_STR(json_string_value(json_object_get(one, "of")), "exchange");
+	CHECK(json_real_value(json_object_get(one, "tcpUs")) == 210.0);
+	CHECK(json_real_value(json_object_get(one, "shortUs")) == 245.5);
+	json_decref(list);
+
+	/* On one CPU it does not matter. */
+	list = tried(&rig, PLACES_ONE_CPU, &result);
+	CHECK(says(json_array_get(list, 0), "short", NULL));
+	json_decref(list);
+	result.verdict = TRIAL_FASTER;
+	list = tried(&rig, PLACES_TWO_CPUS, &result);
+	CHECK(says(json_array_get(list, 0), "short", NULL));
+	CHECK_EQ(json_array_size(json_object_get(json_array_get(list, 0), "measured")), 1);
+	json_decref(list);
+	/* And it comes to an end. */
+	result.until_ns = rig.start - 1;
+	list = tried(&rig, PLACES_TWO_CPUS, &result);
+	CHECK(says(json_array_get(list, 0), "short", NULL));
+	CHECK_EQ(json_array_size(json_object_get(json_array_get(list, 0), "measured")), 0);
+	json_decref(list);
+	rig_close(&rig);
+	return TEST_OK;
+}
+
+TEST(a_trial_goes_with_its_pair)
+{
+	struct trial_result result = {.verdict = TRIAL_SLOWER};
+	struct rig rig;
+
+	CHECK(rig_open(&rig, 64, true) && rig_learn(&rig));
+	CHECK(!put_brief(&rig, 0, 1) && !put_trial(&rig, 0, &result));
+	CHECK(!put_brief(&rig, 1, 1) && !put_trial(&rig, 1, &result));
+	accelerate_pairs_look(rig.pairs, rig.start);
+	CHECK(!put_brief(&rig, 1, 2));
+	accelerate_pairs_look(rig.pairs, rig.start + 60 * minute_ns);
+	CHECK_EQ(count(rig.trials), 2);
+	accelerate_pairs_look(rig.pairs, rig.start + 24 * 60 * minute_ns);
+	CHECK_EQ(count(rig.trials), 1);
 	rig_close(&rig);
 	return TEST_OK;
 }
