@@ -184,44 +184,50 @@ static __always_inline int may_become_short(struct accel_stream *s, const struct
 	return 1;
 }
 
-/* What has changed since the direction was decided; 0: nothing that matters. */
+/*
+ * A program that takes a read of less than it asked for as "there is no more", and then waits for
+ * an edge, must not find bytes of both ways at once: those that came by TCP would wait for another
+ * edge. So whatever can wait changes the way only when all that was sent has been read.
+ */
+static __always_inline int can_wait(__u32 why)
+{
+	return why == ACCEL_STOPPED || why == ACCEL_LOWAT || why == ACCEL_TURNED_BLOCKING ||
+	       why == ACCEL_SLOWER;
+}
+
+/*
+ * What has changed since the direction was decided; 0: nothing that matters. What can wait is said
+ * only if nothing else has changed that can not.
+ */
 static __always_inline __u32 has_changed(struct bpf_sock *sk, struct accel_stream *s,
 					 const struct tcp_sock *tp, const struct stream_head *peer)
 {
-	__u32 state = *(volatile __u32 *)&sk->state, why;
+	__u32 state = *(volatile __u32 *)&sk->state, why, peers = 0;
 
 	if (!s->cookie)
 		return ACCEL_ENDED; /* connected anew, and not by us */
 	if ((guards & GUARD_STATE) && state != TCP_ESTABLISHED_STATE &&
 	    state != TCP_CLOSE_WAIT_STATE)
 		return ACCEL_ENDED; /* TCP knows what send() has to say */
-	if (is_stopped())
-		return ACCEL_STOPPED;
 	why = sender_wants_tcp(tp);
 	if (why == ACCEL_TURNED_BLOCKING) {
 		tell_blocking(s);
 		s->wants_tcp = why;
 	}
-	if (why)
+	if (why && !can_wait(why))
 		return why;
-	if (s->way != WAY_SHORT || !(guards & GUARD_STATE))
-		return 0;
-	if (peer->cookie != s->peer)
-		return ACCEL_PEER_GONE;
-	return peer->wants_tcp;
+	if (s->way == WAY_SHORT && (guards & GUARD_STATE))
+		peers = peer->cookie != s->peer ? ACCEL_PEER_GONE : peer->wants_tcp;
+	if (peers && (!why || !can_wait(peers)))
+		return peers;
+	if (!why && is_stopped())
+		return ACCEL_STOPPED;
+	return why;
 }
 
-/*
- * A program that takes a read of less than it asked for as "there is no more", and then waits for
- * an edge, must not find bytes of both ways at once: those that came by TCP would wait for another
- * edge. So whatever can wait changes the way only when all that was sent has been read.
- */
 static __always_inline int must_change(const struct accel_stream *s, __u32 why)
 {
-	int can_wait = why == ACCEL_STOPPED || why == ACCEL_LOWAT || why == ACCEL_TURNED_BLOCKING ||
-		       why == ACCEL_SLOWER;
-
-	return s->way != WAY_SHORT || !can_wait || is_all_read(s);
+	return s->way != WAY_SHORT || !can_wait(why) || is_all_read(s);
 }
 
 /* The program's verdict; with a target set in msg, SK_PASS is the short way. */
