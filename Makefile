@@ -57,6 +57,8 @@ BIN := $(B)/bin/sockmesh-cni $(B)/bin/sockmesh-agent $(B)/bin/sockmeshctl
 UNIT_BIN := $(patsubst test/unit/%.c,$(B)/test/unit/%,$(UNIT_SRC))
 PROG_BIN := $(patsubst test/%.c,$(B)/test/%,$(PROG_SRC))
 FUZZ_BIN := $(patsubst test/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
+FUZZ_OBJ := $(patsubst %.c,build/fuzz/obj/%.o,$(LIB_SRC))
+FUZZ_FLAGS := -std=gnu11 -g -O1 -fsanitize=address$(,)undefined -fno-sanitize-recover=all
 
 # Each skeleton is one BPF object made of one or more files of bpf/.
 DATAPATH_BPF := outbound original_dst dns
@@ -139,11 +141,20 @@ $(PROG_BIN): $(B)/test/%: test/%.c $(wildcard test/lib/*.h test/contract/*.h)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -g -static -o $@ $< -lpthread
 
-$(FUZZ_BIN): build/fuzz/%: test/fuzz/%.c $(LIB_SRC) $(wildcard common/*.h cni-plugin/*.h node-agent/*/*.h) | $(GENERATED)
-	$(call say,FUZZ,$@)
+# From an archive, so that a fuzzer has only what it calls: the rest would slow each run of it.
+build/fuzz/obj/%.o: %.c | $(GENERATED)
+	$(call say,CC,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CLANG) $(CPPFLAGS) -std=gnu11 -g -O1 -fsanitize=fuzzer$(,)address$(,)undefined \
-		-fno-sanitize-recover=all -Wl$(,)--gc-sections -ffunction-sections -o $@ $< $(LIB_SRC) $(AGENT_LIBS) -lpthread
+	$(Q)$(CLANG) $(CPPFLAGS) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -ffunction-sections \
+		-MMD -MP -c -o $@ $<
+
+build/fuzz/lib.a: $(FUZZ_OBJ)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(FUZZ_BIN): build/fuzz/%: build/fuzz/obj/test/fuzz/%.o build/fuzz/lib.a
+	$(call say,FUZZ,$@)
+	$(Q)$(CLANG) $(FUZZ_FLAGS) -fsanitize=fuzzer -Wl$(,)--gc-sections -o $@ $^ $(AGENT_LIBS) -lpthread
 
 # The agent, but for the guards that SOCKMESH_WITHOUT_GUARD names: what the tests of hazards break.
 UNGUARDED_AGENT := $(B)/test/sockmesh-agent-without-guards
@@ -281,4 +292,5 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z._-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 -include $(patsubst %.o,%.d,$(call obj,$(LIB_SRC) $(MAINS) $(UNIT_SRC) test/lib/test_main.c test/lib/accelerate_guards_test.c test/kube/watch_rig.c test/zds/zds_rig.c))
+-include $(FUZZ_OBJ:.o=.d) $(patsubst %.c,build/fuzz/obj/%.d,$(FUZZ_SRC))
 -include $(wildcard $(G)/*.bpf.d)
