@@ -123,9 +123,21 @@ zds_stop() {
 	ended "$pid" 10
 }
 
+# As ztunnel, which is a pod of its own, in the namespace of another. Its sockets are known only
+# where the programs are: below the cgroup of the pods.
+as_ztunnel() { # POD COMMAND...
+	local pod=$1 cgroup=$NODE_CGROUP/kubepods/pod0bad0000-0000-4000-8000-00000000beef/ztunnel
+	shift
+	mkdir -p "$cgroup"
+	(
+		echo "$BASHPID" >"$cgroup/cgroup.procs"
+		exec nsenter --net="/run/netns/$pod" -- "$@"
+	)
+}
+
 # Its listeners, which it would make in the pod's namespace when it is told of the pod.
 ztunnel_comes() { # POD
-	remember "ztunnel-$1" "$(nsenter --net="/run/netns/$1" -- "$PROGRAMS/reporter" --mark 0x539 ztunnel \
+	remember "ztunnel-$1" "$(as_ztunnel "$1" "$PROGRAMS/reporter" --mark 0x539 ztunnel \
 		dual:15001 dual:15006 dual:15008 tcp:127.0.0.1:15053 udp:127.0.0.1:15053)"
 }
 

@@ -102,17 +102,6 @@ now_us() {
 
 # ---- one pod, back and forth, under connections ------------------------------------------------
 
-# As ztunnel, which is a pod of its own, in the namespace of another.
-as_ztunnel() { # POD COMMAND...
-	local pod=$1 cgroup=$NODE_CGROUP/kubepods/pod0bad0000-0000-4000-8000-00000000beef/ztunnel
-	shift
-	mkdir -p "$cgroup"
-	(
-		echo "$BASHPID" >"$cgroup/cgroup.procs"
-		exec nsenter --net="/run/netns/$pod" -- "$@"
-	)
-}
-
 # ztunnel's places, each by a name of its own: what arrives at the wrong one is seen.
 ztunnel_listens() { # POD
 	local place
