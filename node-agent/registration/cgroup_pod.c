@@ -4,15 +4,19 @@
 #include <ctype.h>
 #include <string.h>
 
-enum { UID_LENGTH = POD_UID_SIZE - 1 };
+enum { UID_LENGTH = POD_UID_SIZE - 1, STATIC_UID_LENGTH = 32 };
 
 static bool is_dash_place(size_t i)
 {
 	return i == 8 || i == 13 || i == 18 || i == 23;
 }
 
-/* What stands behind "pod": all of a uid, and then the end of the name or what systemd adds. */
-static bool read_uid(const char *text, char ret[static POD_UID_SIZE])
+static bool ends_name(const char *text)
+{
+	return !*text || *text == '/' || *text == '\n' || strncmp(text, ".slice", 6) == 0;
+}
+
+static bool read_api_uid(const char *text, char ret[static POD_UID_SIZE])
 {
 	for (size_t i = 0; i < UID_LENGTH; i++) {
 		char c = text[i];
@@ -22,8 +26,25 @@ static bool read_uid(const char *text, char ret[static POD_UID_SIZE])
 		ret[i] = is_dash_place(i) ? '-' : (char)tolower((unsigned char)c);
 	}
 	ret[UID_LENGTH] = '\0';
-	text += UID_LENGTH;
-	return !*text || *text == '/' || *text == '\n' || strncmp(text, ".slice", 6) == 0;
+	return ends_name(text + UID_LENGTH);
+}
+
+/* kubelet's own for a pod of a file on the node. */
+static bool read_static_uid(const char *text, char ret[static POD_UID_SIZE])
+{
+	for (size_t i = 0; i < STATIC_UID_LENGTH; i++) {
+		if (!isxdigit((unsigned char)text[i]))
+			return false;
+		ret[i] = (char)tolower((unsigned char)text[i]);
+	}
+	ret[STATIC_UID_LENGTH] = '\0';
+	return ends_name(text + STATIC_UID_LENGTH);
+}
+
+/* What stands behind "pod": all of a uid, and then the end of the name or what systemd adds. */
+static bool read_uid(const char *text, char ret[static POD_UID_SIZE])
+{
+	return read_api_uid(text, ret) || read_static_uid(text, ret);
 }
 
 /* "pod" begins a component's name or follows a dash of systemd's slices. */

@@ -9,12 +9,15 @@
  *   /kubepods/burstable/pod0b7a2f3e-.../4f1c...
  *   /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0b7a2f3e_....slice/cri-...scope
  *
+ * A static pod's is the hash of its manifest, 32 hex digits, which only kubelet and the runtime know
+ * it by; to the API it has another one (kube_pod's local_uid).
+ *
  * Pure.
  */
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { POD_UID_SIZE = 37 }; /* 8-4-4-4-12 hex digits, with dashes, and the NUL */
+enum { POD_UID_SIZE = 37 }; /* 8-4-4-4-12 hex digits with dashes, or 32 without, and the NUL */
 
 /*
  * The uid in the text of /proc/PID/cgroup or in one cgroup's path. False when there is none, and
