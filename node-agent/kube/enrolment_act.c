@@ -20,6 +20,7 @@
 #include "pod_status.h"
 #include "redirect.h"
 #include "registration.h"
+#include "same_text.h"
 #include "scoped.h"
 
 #include <errno.h>
@@ -264,11 +265,6 @@ static const char *redirection_text(enum enrol_status status)
 	default:
 		return NULL;
 	}
-}
-
-static bool same_text(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
 /* Only what the API does not show yet. */

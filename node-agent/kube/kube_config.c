@@ -4,6 +4,7 @@
 #include "error.h"
 #include "kubeconfig_parse.h"
 #include "monotonic.h"
+#include "same_text.h"
 #include "write_file.h"
 
 #include <errno.h>
@@ -178,11 +179,6 @@ static int source_read(const char *source, struct kubeconfig *ret, struct error 
 
 /* ---- refreshing --------------------------------------------------------------------------------
  */
-
-static bool same_text(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
-}
 
 static bool same_config(struct kubeconfig *a, struct kubeconfig *b)
 {

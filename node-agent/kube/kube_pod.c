@@ -4,6 +4,7 @@
 #include "error.h"
 #include "json.h"
 #include "pod_annotations.h"
+#include "same_text.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -866,11 +867,6 @@ int kube_namespace_read(const json_t *object, const struct kube_selectors *selec
 }
 
 /* ---- differences --------------------------------------------------------------------------- */
-
-static bool same_text(const char *a, const char *b)
-{
-	return a == b || (a && b && strcmp(a, b) == 0);
-}
 
 static bool same_proxy(const struct kube_proxy *a, const struct kube_proxy *b)
 {

@@ -8,6 +8,7 @@
 #include "kube_client.h"
 #include "log.h"
 #include "monotonic.h"
+#include "same_text.h"
 #include "scoped.h"
 
 #include <errno.h>
@@ -128,11 +129,6 @@ static struct entry *entry_new(struct pod_status *ps, const struct pod_status_po
 		return NULL;
 	}
 	return e;
-}
-
-static bool same_text(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
 int pod_status_set(struct pod_status *ps, const struct pod_status_pod *pod,

@@ -10,6 +10,7 @@
 #include "pod_workload.h"
 #include "registration_private.h"
 #include "run_dir.h"
+#include "same_text.h"
 #include "scoped.h"
 #include "write_file.h"
 
@@ -873,9 +874,7 @@ static bool is_valid(const struct agent_request *req, const struct pod *pod)
 /* A list holds the attachments of one network; with Multus a pod is on several. */
 static bool same_network(const struct agent_request *req, const struct pod *pod)
 {
-	if (!req->network || !pod->network)
-		return req->network == pod->network;
-	return strcmp(req->network, pod->network) == 0;
+	return same_text(req->network, pod->network);
 }
 
 /* CNI 1.1 GC: what the runtime does not list is left over from a del that never came. */
