@@ -652,7 +652,7 @@ static void wait_for(struct enrolment *e, const struct look *look)
 		struct error err = {0};
 
 		/* A search has ended without it: that it bypasses its proxy is not to go unsaid. */
-		if (m->is_searched && !e->search_timer) {
+		if (*m->searched && !e->search_timer) {
 			error_set(&err, ENOENT,
 				  "no process of the pod is seen in a network namespace that has "
 				  "the pod's address");

@@ -7,6 +7,7 @@
  * enrolment_sources.c hears (API server, processes, ztunnel); enrolment_adds.c holds the plugin's
  * requests that wait; enrolment_act.c looks at one pod and does what is due.
  */
+#include "cgroup_pod.h"
 #include "enrolment.h"
 #include "kube_backoff.h"
 #include "kube_pod.h"
@@ -43,7 +44,7 @@ struct member { /* a pod, by the uid that the API has for it */
 	/* its namespace, found by its processes; until it is registered */
 	int found_fd;
 	char *found_netns, *found_cgroup;
-	bool is_searched;
+	char searched[POD_UID_SIZE]; /* the uid that its processes are looked for by; "": no */
 
 	bool is_expected;	 /* the API has it, or should: if it does not, the pod is gone */
 	bool has_warned;	 /* of what the pod says and nobody can read */
@@ -108,7 +109,10 @@ void enrolment_due(struct enrolment *e, struct member *m); /* it is looked at so
 void enrolment_due_all(struct enrolment *e);
 void enrolment_retry(struct enrolment *e, struct member *m); /* later, and later each time */
 
-/* The entry of the member's pod; NULL: none. */
+/*
+ * The entry of the member's pod; NULL: none. It may name the pod otherwise than the API does: by
+ * kubelet's uid of a static pod, by its sandbox where the runtime said no uid, or not at all.
+ */
 const struct pod *enrolment_entry(const struct enrolment *e, const struct kube_pod *kp,
 				  const char *uid);
 

@@ -215,17 +215,33 @@ static void switch_processes(struct enrolment *e)
 			  NULL);
 }
 
+/* kubelet and the runtime have another uid for a static pod; the API's, if it is this pod alone. */
+static const char *uid_of_processes(const struct enrolment *e, const struct kube_pod *kp)
+{
+	const char *local = kp->local_uid;
+
+	return local && kube_store_pod_uid(e->store, local) == kp ? local : kp->uid;
+}
+
+static struct member *whose_processes(struct enrolment *e, const char *uid)
+{
+	const struct kube_pod *kp = e->store ? kube_store_pod_uid(e->store, uid) : NULL;
+	struct member *m = enrolment_member(e, kp ? kp->uid : uid);
+
+	return m && strcmp(m->searched, uid) == 0 ? m : NULL;
+}
+
 static void on_found(const struct pod_found *found, void *arg)
 {
 	struct enrolment *e = arg;
-	struct member *m = enrolment_member(e, found->uid);
+	struct member *m = whose_processes(e, found->uid);
 	char *netns, *cgroup;
 	int fd;
 
 	switch_processes(e); /* off after the last one */
 	if (!m)
 		return;
-	m->is_searched = false;
+	m->searched[0] = '\0';
 	fd = fcntl(found->netns_fd, F_DUPFD_CLOEXEC, 0);
 	netns = strdup(found->netns);
 	cgroup = found->cgroup ? strdup(found->cgroup) : NULL;
@@ -284,13 +300,17 @@ static void on_process(pid_t pid, void *arg)
 
 void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp)
 {
+	const char *uid = uid_of_processes(e, kp);
 	struct error err = {0};
 
-	if (pod_search_want(e->search, m->uid, kp->ips, kp->n_ips, &err)) {
+	if (*m->searched && strcmp(m->searched, uid) != 0)
+		pod_search_forget(e->search, m->searched);
+	m->searched[0] = '\0';
+	if (pod_search_want(e->search, uid, kp->ips, kp->n_ips, &err)) {
 		enrolment_retry(e, m);
 		return;
 	}
-	m->is_searched = true;
+	snprintf(m->searched, sizeof(m->searched), "%s", uid);
 	/* The watch first: what starts after it is heard of, what ran before is
 	 * walked over. */
 	switch_processes(e);
@@ -300,10 +320,10 @@ void enrolment_search(struct enrolment *e, struct member *m, const struct kube_p
 
 void enrolment_search_end(struct enrolment *e, struct member *m)
 {
-	if (!m->is_searched || !e->search)
+	if (!*m->searched || !e->search)
 		return;
-	m->is_searched = false;
-	pod_search_forget(e->search, m->uid);
+	pod_search_forget(e->search, m->searched);
+	m->searched[0] = '\0';
 	switch_processes(e);
 }
 

@@ -99,6 +99,22 @@ test_own_annotation() {
 	goes_direct one
 }
 
+# Its cgroup has the hash of its manifest, by which kubelet and the runtime know it, and the API's
+# object, its mirror, another uid.
+test_static_pod() {
+	local hash=d41d8cd98f00b204e9800998ecf8427e uid
+	api_pod fixed "$AMBIENT" "{\"kubernetes.io/config.mirror\":\"$hash\"}"
+	uid=${UID_OF[fixed]}
+	UID_OF[fixed]=$hash
+	pod_add fixed && pod_runs fixed
+	ztunnel_comes fixed
+	wait_for 10 mode_is fixed ambient
+	is_captured fixed
+	check_equal "$(pod_field fixed uid)" "$uid" "by which it is known"
+	end_pod fixed
+	wait_for 10 status_is .enrolment.ztunnel.pods 0
+}
+
 # ---- pods that a CNI plugin announces ----------------------------------------------------------
 
 with_plugin() { # COMMAND...: pods made by it have our plugin in their chain
@@ -309,6 +325,7 @@ check "a label makes a running pod join, both ways and families" test_label_join
 check "without the label it leaves" test_label_leaves
 check "a namespace's label moves all of its pods" test_namespace_joins_and_leaves
 check "our own annotation does the same" test_own_annotation
+check "a static pod joins, whose cgroup does not have its uid" test_static_pod
 check "a pod joins while it is created, by what the API says" test_add_joins
 check "a pod that the API does not know is created nevertheless" test_add_waits_for_the_api
 check "without ztunnel an ambient pod is not created, others are" test_add_without_ztunnel_is_denied
