@@ -790,74 +790,7 @@ void pod_decision_done(struct pod_decision *decision)
 	redirect_settings_done(&decision->settings);
 }
 
-/* ---- what a decision follows from ---------------------------------------------------------- */
-
-/* FNV-1a of 64 bits; the NUL at its end keeps a text apart from the next. */
-static uint64_t digest_bytes(uint64_t digest, const void *bytes, size_t n)
-{
-	const unsigned char *byte = bytes;
-
-	for (size_t i = 0; i < n; i++)
-		digest = (digest ^ byte[i]) * UINT64_C(0x100000001b3);
-	return digest;
-}
-
-static uint64_t digest_text(uint64_t digest, const char *text)
-{
-	return text ? digest_bytes(digest, text, strlen(text) + 1) : digest_bytes(digest, "\1", 1);
-}
-
-/* The order of an object's members means nothing. */
-static uint64_t digest_object(uint64_t digest, const json_t *object)
-{
-	uint64_t sum = object ? 1 : 0;
-	const char *key;
-	json_t *value;
-
-	json_object_foreach ((json_t *)object, key, value)
-		sum += digest_text(digest_text(UINT64_C(0xcbf29ce484222325), key),
-				   json_string_value(value));
-	return digest_bytes(digest, &sum, sizeof(sum));
-}
-
-static uint64_t digest_pod(uint64_t digest, const struct kube_pod *pod)
-{
-	const struct kube_proxy *proxy = &pod->proxy;
-	const uint32_t facts[] = {
-		pod->host_network,
-		kube_pod_ended(pod),
-		pod->istio_init,
-		proxy->present,
-		proxy->other_type,
-		proxy->run_as_user,
-		proxy->run_as_group,
-		(uint32_t)proxy->disable_envoy,
-		(uint32_t)proxy->dns_capture,
-		(uint32_t)proxy->invalid_drop,
-	};
-
-	return digest_bytes(digest, facts, sizeof(facts));
-}
-
-uint64_t pod_facts_digest(const struct pod_facts *pod)
-{
-	const struct pod_facts facts = known_facts(pod);
-	uint64_t digest = UINT64_C(0xcbf29ce484222325);
-
-	digest = digest_text(digest, facts.ns);
-	digest = digest_text(digest, facts.name);
-	digest = digest_text(digest, facts.not_yet);
-	digest = digest_object(digest, facts.annotations);
-	digest = digest_object(digest, facts.labels);
-	if (facts.kube_pod)
-		digest = digest_pod(digest, facts.kube_pod);
-	if (facts.kube_ns) {
-		digest = digest_bytes(digest, &facts.kube_ns->selected,
-				      sizeof(facts.kube_ns->selected));
-		digest = digest_text(digest, facts.kube_ns->discovered ? "yes" : "no");
-	}
-	return digest;
-}
+/* ---- what is remembered -------------------------------------------------------------------- */
 
 static int remember_number(json_t *annotations, const char *name, const struct id_list *ids)
 {

@@ -79,12 +79,6 @@ int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *p
 void pod_decision_done(struct pod_decision *decision);
 
 /*
- * A number of everything that the decision follows from. As long as it stays the same, and the
- * configuration does, so does the decision.
- */
-uint64_t pod_facts_digest(const struct pod_facts *pod);
-
-/*
  * The pod's annotations, and in ours what the API said beyond them: from these alone the decision
  * would be the same, after a restart that finds the API server gone. A new reference; NULL without
  * memory, or if nothing is known.

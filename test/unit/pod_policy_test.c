@@ -1328,62 +1328,7 @@ TEST(bad_values_of_ambient_annotations_are_refused_by_name)
 	return TEST_OK;
 }
 
-/* ---- comparing and remembering ------------------------------------------------------------- */
-
-static uint64_t digest_of(const char *metadata, const char *spec, const char *ns_labels)
-{
-	struct api api;
-	uint64_t digest;
-
-	api_open(&api, metadata, spec, ns_labels);
-	digest = pod_facts_digest(&api.facts);
-	api_done(&api);
-	return digest;
-}
-
-TEST(the_digest_differs_whenever_the_decision_may)
-{
-	const uint64_t digests[] = {
-		digest_of("", "", ""),
-		digest_of("", "", NULL),
-		digest_of("", "", AMBIENT_NS),
-		digest_of("", "'hostNetwork':true", ""),
-		digest_of("", PROXY(""), ""),
-		digest_of("", PROXY(",'securityContext':{'runAsUser':1}"), ""),
-		digest_of("", PROXY(",'securityContext':{'runAsGroup':1}"), ""),
-		digest_of("", PROXY(",'args':['proxy','router']"), ""),
-		digest_of("", ENV("DISABLE_ENVOY", "1"), ""),
-		digest_of("", ENV("ISTIO_META_DNS_CAPTURE", "1"), ""),
-		digest_of("", ENV("INVALID_DROP", "1"), ""),
-		digest_of("", "'initContainers':[{'name':'istio-init'}]", ""),
-		digest_of(LABELS("'app':'a'"), "", ""),
-		digest_of(LABELS("'app':'b'"), "", ""),
-		digest_of(ANNOTATIONS("'sockmesh.io/a':'b'"), "", ""),
-		digest_of(ANNOTATIONS("'sockmesh.io/b':'a'"), "", ""),
-		digest_of(ANNOTATIONS("'sockmesh.io/a':'b','sockmesh.io/b':'a'"), "", ""),
-	};
-	struct api api;
-
-	for (size_t i = 0; i < COUNT(digests); i++)
-		for (size_t k = 0; k < i; k++)
-			CHECK(digests[i] != digests[k]);
-	/* The order of annotations, and what is not asked for, are nothing. */
-	CHECK(digest_of(ANNOTATIONS("'sockmesh.io/b':'a','sockmesh.io/a':'b'"), "", "") ==
-	      digests[COUNT(digests) - 1]);
-	CHECK(digest_of(LABELS("'tier':'a'"), "'nodeName':'n'", "") == digests[0]);
-	api_open(&api, "", "", "");
-	CHECK(pod_facts_digest(&api.facts) == digests[0]);
-	api.facts.not_yet = "x";
-	CHECK(pod_facts_digest(&api.facts) != digests[0]);
-	api.facts.not_yet = NULL;
-	api.ns->discovered = false;
-	CHECK(pod_facts_digest(&api.facts) != digests[0]);
-	api.ns->discovered = true;
-	api.pod->phase = KUBE_PHASE_FAILED;
-	CHECK(pod_facts_digest(&api.facts) != digests[0]);
-	api_done(&api);
-	return TEST_OK;
-}
+/* ---- remembering --------------------------------------------------------------------------- */
 
 /* Decides again from nothing but what was remembered, and must decide the same. */
 static enum test_result check_memory(const char *metadata, const char *spec, const char *ns_labels,
