@@ -524,6 +524,13 @@ bool zds_server_has(const struct zds_server *server, const char *uid)
 	return zds_pods_find(&server->pods, uid) != NULL;
 }
 
+const struct zds_pod *zds_server_pod(const struct zds_server *server, const char *uid)
+{
+	const struct zds_entry *entry = zds_pods_find(&server->pods, uid);
+
+	return entry ? &entry->pod : NULL;
+}
+
 const char *zds_server_refusal(const struct zds_server *server, const char *uid)
 {
 	const struct zds_entry *entry = zds_pods_find(&server->pods, uid);

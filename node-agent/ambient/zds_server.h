@@ -97,6 +97,8 @@ int zds_server_remove(struct zds_server *server, const char *uid, zds_done_fn do
 
 unsigned zds_server_ready(const struct zds_server *server); /* connections */
 bool zds_server_has(const struct zds_server *server, const char *uid);
+/* As it was put or remembered; NULL: it was not. Good until the next call. */
+const struct zds_pod *zds_server_pod(const struct zds_server *server, const char *uid);
 
 /* What ztunnel said when it last refused the pod (it tries again by itself); NULL: it did not. */
 const char *zds_server_refusal(const struct zds_server *server, const char *uid);

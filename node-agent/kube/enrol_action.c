@@ -26,9 +26,6 @@ static struct enrol_step next_of_ended(const struct enrol_view *v)
 	if (v->enrolled == POD_SKIP && v->ztunnel != ENROL_ZTUNNEL_HAS_IT)
 		return step(ENROL_NOTHING, v->gone ? ENROL_STATUS_KEEP : ENROL_STATUS_NONE,
 			    "the pod has ended and is not enrolled");
-	if (v->netns_ended)
-		return step(ENROL_WITHDRAW, ENROL_STATUS_NONE,
-			    "the pod and its network namespace have ended");
 	if (v->ended)
 		return step(ENROL_WITHDRAW, ENROL_STATUS_NONE, "the pod's containers have ended");
 	if (v->enrolled == POD_SIDECAR)
@@ -47,9 +44,6 @@ static struct enrol_step next_of_unwanted(const struct enrol_view *v)
 			    "the pod is not to be redirected, and ztunnel still has it");
 	if (v->enrolled == POD_SKIP)
 		return step(ENROL_NOTHING, ENROL_STATUS_NONE, "the pod is not to be redirected");
-	if (v->netns_ended)
-		return step(ENROL_WITHDRAW, ENROL_STATUS_NONE,
-			    "the pod is not to be redirected, and its network namespace has ended");
 	if (!v->netns_known)
 		return step(ENROL_WAIT, status_of(v),
 			    "the pod is not to be redirected, but its network namespace, where the "
@@ -74,8 +68,6 @@ static struct enrol_step next_without_ztunnel(const struct enrol_view *v)
 /* What both modes need, in the order in which it comes. NULL: it is there. */
 static const char *missing(const struct enrol_view *v)
 {
-	if (v->netns_ended)
-		return "the pod's network namespace has ended: it waits for its next one";
 	if (!v->has_ips)
 		return "the pod has no address yet";
 	if (!v->netns_known)
@@ -213,13 +205,6 @@ struct enrol_step enrol_next(const struct enrol_view *view)
 		break;
 	}
 	return next_of_undecided(view);
-}
-
-enum enrol_snapshot enrol_snapshot(const struct enrol_view *view)
-{
-	if (view->enrolled != POD_AMBIENT || view->gone || view->ended || view->netns_ended)
-		return ENROL_SNAPSHOT_OMIT;
-	return view->netns_known ? ENROL_SNAPSHOT_ADD : ENROL_SNAPSHOT_KEEP;
 }
 
 const char *enrol_action_name(enum enrol_action action)

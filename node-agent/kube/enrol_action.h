@@ -15,10 +15,9 @@
 
 #include <stdbool.h>
 
-enum enrol_ztunnel {			    /* what the connected ztunnels know of the pod */
-		     ENROL_ZTUNNEL_ABSENT,  /* none is connected */
-		     ENROL_ZTUNNEL_UNTOLD,  /* connected, and this pod is not there, or with another
-					       netns */
+enum enrol_ztunnel {			   /* what the connected ztunnels know of the pod */
+		     ENROL_ZTUNNEL_ABSENT, /* none is connected */
+		     ENROL_ZTUNNEL_UNTOLD, /* connected, and this pod is not there, or as another */
 		     ENROL_ZTUNNEL_REFUSED, /* it was told, and answered with an error or not at all
 					     */
 		     ENROL_ZTUNNEL_HAS_IT,
@@ -45,7 +44,6 @@ struct enrol_view {
 	bool ended;    /* Succeeded or Failed */
 	bool has_ips;
 	bool netns_known; /* and open, or can be opened */
-	bool netns_ended;
 
 	enum enrol_ztunnel ztunnel;
 	bool admit_without_ztunnel; /* --without-ztunnel admit */
@@ -57,8 +55,8 @@ enum enrol_action {
 	ENROL_NOTHING,
 	ENROL_ENROL, /* ambient: hand it to ztunnel, then redirect; else redirect */
 	/*
-	 * Take back the redirection, then tell ztunnel and the probes' set. If the pod has ended or
-	 * its namespace has, there is nothing to be done inside.
+	 * Take back the redirection, then tell ztunnel and the probes' set. If the pod has ended,
+	 * there may be nothing to be done inside.
 	 */
 	ENROL_WITHDRAW,
 	/*
@@ -86,14 +84,6 @@ struct enrol_step {
 };
 
 struct enrol_step enrol_next(const struct enrol_view *view);
-
-/* A pod in the first messages to a ztunnel, which drops what is in none of them. */
-enum enrol_snapshot {
-	ENROL_SNAPSHOT_OMIT,
-	ENROL_SNAPSHOT_ADD,  /* with its namespace */
-	ENROL_SNAPSHOT_KEEP, /* which is not at hand: ztunnel may still have it */
-};
-enum enrol_snapshot enrol_snapshot(const struct enrol_view *view);
 
 const char *enrol_action_name(enum enrol_action action); /* "enrol", for logs and counters */
 

@@ -9,6 +9,7 @@
 #include "monotonic.h"
 #include "pod_status.h"
 #include "registration.h"
+#include "same_text.h"
 #include "scoped.h"
 
 #include <errno.h>
@@ -102,24 +103,43 @@ void enrolment_member_drop(struct enrolment *e, struct member *m)
 	member_free(m);
 }
 
+static bool shares_address(const struct pod *pod, const struct kube_pod *kp)
+{
+	for (size_t i = 0; i < pod->n_ips; i++)
+		for (size_t k = 0; k < kp->n_ips; k++)
+			if (ip_address_equal(&pod->ips[i].address, &kp->ips[k]))
+				return true;
+	return false;
+}
+
+/*
+ * A plugin that was not told the uid, or was told the one that kubelet has. By the name alone it
+ * may be an earlier pod's, so one that ztunnel was told of by its sandbox has to prove it.
+ */
+static bool is_named_otherwise(const struct pod *pod, const struct kube_pod *kp)
+{
+	if (!same_text(pod->ns, kp->ns) || !same_text(pod->name, kp->name))
+		return false;
+	return !pod->uid || kube_pod_is(kp, pod->uid) ||
+	       (strcmp(pod->uid, pod->container_id) == 0 && shares_address(pod, kp));
+}
+
 const struct pod *enrolment_entry(const struct enrolment *e, const struct kube_pod *kp,
 				  const char *uid)
 {
 	const struct pod_table *pods = registration_pods(e->cfg.registration);
-	const struct pod *pod;
+	const struct pod *named = NULL;
 
 	/* The newest: until its del comes, an earlier sandbox of the pod has an entry too. */
 	for (size_t i = pod_table_count(pods); i > 0; i--) {
-		pod = pod_table_at(pods, i - 1);
+		const struct pod *pod = pod_table_at(pods, i - 1);
+
 		if (pod->uid && strcmp(pod->uid, uid) == 0)
 			return pod;
+		if (!named && kp && is_named_otherwise(pod, kp))
+			named = pod;
 	}
-	if (!kp)
-		return NULL;
-	/* A plugin that was not told the uid, or was told the one that kubelet has.
-	 */
-	pod = pod_table_find_name(pods, kp->ns, kp->name);
-	return pod && (!pod->uid || kube_pod_is(kp, pod->uid)) ? pod : NULL;
+	return named;
 }
 
 /* ---- turns ----------------------------------------------------------------------------------- */

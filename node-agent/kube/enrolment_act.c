@@ -82,6 +82,18 @@ void enrolment_leave_ztunnel(struct enrolment *e, const char *uid)
 			  NULL);
 }
 
+/*
+ * Does ztunnel serve it as somebody else? So it is after a time without the API server. It never
+ * corrects what it was told of a pod: it has to be taken from it and given again.
+ */
+static bool is_misnamed(const struct enrolment *e, const char *uid, const struct kube_pod *kp)
+{
+	const struct zds_pod *told = e->zds ? zds_server_pod(e->zds, uid) : NULL;
+
+	return told && kp && kp->service_account &&
+	       strcmp(told->service_account, kp->service_account) != 0;
+}
+
 static enum enrol_ztunnel ztunnel_of(const struct enrolment *e, const struct look *look)
 {
 	const char *uid = look->m->uid;
@@ -90,6 +102,8 @@ static enum enrol_ztunnel ztunnel_of(const struct enrolment *e, const struct loo
 
 	if (!has)
 		return ready ? ENROL_ZTUNNEL_UNTOLD : ENROL_ZTUNNEL_ABSENT;
+	if (ready && look->decision.mode == POD_AMBIENT && is_misnamed(e, uid, look->kp))
+		return ENROL_ZTUNNEL_UNTOLD;
 	/* To leave, it has to be struck off the list even while nobody reads that. */
 	if (!ready && look->kp && look->decision.mode == POD_AMBIENT)
 		return ENROL_ZTUNNEL_ABSENT;
@@ -367,13 +381,33 @@ static int register_found(struct enrolment *e, const struct look *look, int netn
 	return registration_add_found(e->cfg.registration, &found, &look->facts, err);
 }
 
+static bool is_netns_of(int netns_fd, const struct pod *entry)
+{
+	struct error ignored = {0};
+	struct netns_id id;
+
+	return netns_fd >= 0 && !netns_identify(netns_fd, &id, &ignored) &&
+	       id.cookie == entry->cookie;
+}
+
+/* A plugin's, whose path may lead nowhere any more. */
+static int redecide_added(struct enrolment *e, const struct look *look, struct error *err)
+{
+	const struct registration_found found = {.netns_fd = look->m->found_fd,
+						 .netns = look->m->found_netns};
+	bool is_other_way = is_netns_of(found.netns_fd, look->entry);
+
+	return registration_redecide(e->cfg.registration, look->entry, is_other_way ? &found : NULL,
+				     &look->facts, err);
+}
+
 /* The kernel does from here on what was decided. */
 static int apply(struct enrolment *e, const struct look *look, struct error *err)
 {
 	const struct pod *entry = look->entry;
 
 	if (entry && !was_found(entry))
-		return registration_redecide(e->cfg.registration, entry, &look->facts, err);
+		return redecide_added(e, look, err);
 	if (look->m->found_fd >= 0 && look->kp)
 		return register_found(e, look, look->m->found_fd, look->m->found_netns,
 				      look->m->found_cgroup, err);
@@ -384,7 +418,7 @@ static int apply(struct enrolment *e, const struct look *look, struct error *err
 			return register_found(e, look, fd, entry->netns, entry->cgroup, err);
 	}
 	if (entry)
-		return registration_redecide(e->cfg.registration, entry, &look->facts, err);
+		return registration_redecide(e->cfg.registration, entry, NULL, &look->facts, err);
 	return error_set(err, ENOENT, "the pod's network namespace is not known any more");
 }
 
@@ -552,6 +586,8 @@ void enrolment_join(struct enrolment *e, struct member *m, const struct kube_pod
 		not_joined(e, m, ZDS_LOST, "no memory");
 		return;
 	}
+	if (is_misnamed(e, m->uid, kp))
+		enrolment_leave_ztunnel(e, m->uid);
 	asked->e = e;
 	memcpy(asked->uid, m->uid, size);
 	if (!e->zds) {
@@ -717,6 +753,18 @@ static void take_step(struct enrolment *e, struct look *look)
 	}
 }
 
+/*
+ * Nobody announces the end of a pod that was found, nor that its sandbox is made anew: of its
+ * entry is nothing left to be told, changed or taken back.
+ */
+static void drop_ended(struct enrolment *e, const struct member *m)
+{
+	const struct pod *entry = enrolment_entry(e, NULL, m->uid);
+
+	if (entry && was_found(entry) && registration_has_ended(e->cfg.registration, entry))
+		registration_forget_found(e->cfg.registration, m->uid);
+}
+
 /* What is not there, nowhere, needs no member. */
 static bool is_over(const struct enrolment *e, const struct member *m)
 {
@@ -800,15 +848,30 @@ static void decide_and_act(struct enrolment *e, struct look *look)
 		no_trouble(look->m);
 	tell_status(e, look);
 	take_step(e, look);
+	/* Deleted while its namespace lives: it is looked at again until that has ended. */
+	if (view.gone && look->entry && was_found(look->entry))
+		enrolment_retry(e, look->m);
+}
+
+/* The API's pod that the member is, by whatever uid that was known before; NULL: not known. */
+static const struct kube_pod *known_as(const struct enrolment *e, const struct member *m)
+{
+	const struct kube_pod *kp = kube_store_pod_uid(e->store, m->uid);
+	const struct pod *entry = kp ? NULL : enrolment_entry(e, NULL, m->uid);
+
+	if (kp || !entry || !entry->ns || !entry->name)
+		return kp;
+	kp = kube_store_pod(e->store, entry->ns, entry->name);
+	return kp && enrolment_entry(e, kp, kp->uid) == entry ? kp : NULL;
 }
 
 /*
- * Made while only kubelet's uid of a static pod was known; the API's is the one that counts.
- * ztunnel would refuse to serve one namespace under both.
+ * Made while the API's uid was not known: by kubelet's for a static pod, by its sandbox where the
+ * runtime says none. The API's is the one that counts.
  */
 static bool give_way(struct enrolment *e, struct member *m)
 {
-	const struct kube_pod *kp = e->store ? kube_store_pod_uid(e->store, m->uid) : NULL;
+	const struct kube_pod *kp = e->store ? known_as(e, m) : NULL;
 	struct member *other;
 
 	if (!kp || strcmp(kp->uid, m->uid) == 0)
@@ -823,6 +886,29 @@ static bool give_way(struct enrolment *e, struct member *m)
 	return true;
 }
 
+/*
+ * The other way round, before anything is done under the API's uid: ztunnel would refuse to serve
+ * one namespace under two. False: under the other one it is being handed over just now.
+ */
+static bool take_place(struct enrolment *e, const struct member *m)
+{
+	const struct kube_pod *kp = e->store ? kube_store_pod_uid(e->store, m->uid) : NULL;
+	const struct pod *entry = kp ? enrolment_entry(e, kp, m->uid) : NULL;
+	struct member *other;
+
+	if (!entry || !entry->uid || strcmp(entry->uid, m->uid) == 0)
+		return true;
+	other = enrolment_member(e, entry->uid);
+	if (other && (other->asks_ztunnel || other->add)) {
+		other->looks_again = true; /* and gives way */
+		return false;
+	}
+	enrolment_leave_ztunnel(e, entry->uid);
+	if (other)
+		enrolment_member_drop(e, other);
+	return true;
+}
+
 void enrolment_look_at(struct enrolment *e, struct member *m)
 {
 	struct error err = {0};
@@ -832,6 +918,7 @@ void enrolment_look_at(struct enrolment *e, struct member *m)
 		m->looks_again = true;
 		return;
 	}
+	drop_ended(e, m);
 	if (is_over(e, m)) {
 		enrolment_leave_ztunnel(e, m->uid);
 		if (e->status)
@@ -841,7 +928,7 @@ void enrolment_look_at(struct enrolment *e, struct member *m)
 		enrolment_member_drop(e, m);
 		return;
 	}
-	if (give_way(e, m) || !can_decide(e, m))
+	if (give_way(e, m) || !can_decide(e, m) || !take_place(e, m))
 		return;
 	if (look_at(e, m, &look, &err)) {
 		decide_and_act(e, &look);

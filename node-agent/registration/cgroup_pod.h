@@ -9,8 +9,8 @@
  *   /kubepods/burstable/pod0b7a2f3e-.../4f1c...
  *   /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0b7a2f3e_....slice/cri-...scope
  *
- * A static pod's is the hash of its manifest, 32 hex digits, which only kubelet and the runtime know
- * it by; to the API it has another one (kube_pod's local_uid).
+ * A static pod's is the hash of its manifest, 32 hex digits, which only kubelet and the runtime
+ * know it by; to the API it has another one (kube_pod's local_uid).
  *
  * Pure.
  */

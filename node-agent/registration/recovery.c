@@ -325,6 +325,12 @@ int registration_recover(struct registration *reg, struct error *err)
 	return r;
 }
 
+bool registration_has_ended(const struct registration *reg, const struct pod *pod)
+{
+	return !path_is_same(pod) &&
+	       (pod->mode == POD_SKIP || redirect_netns_gone(reg->cfg.redirect, pod->cookie));
+}
+
 void registration_sweep(struct registration *reg)
 {
 	bool changed = false;
@@ -333,8 +339,7 @@ void registration_sweep(struct registration *reg)
 		struct pod *pod = pod_table_at(reg->table, i - 1);
 		struct error err = {0};
 
-		if (path_is_same(pod) ||
-		    (pod->mode != POD_SKIP && !redirect_netns_gone(reg->cfg.redirect, pod->cookie)))
+		if (!registration_has_ended(reg, pod))
 			continue;
 		if (pod->mode != POD_SKIP &&
 		    redirect_remove(reg->cfg.redirect, pod->cookie, -1, &err)) {

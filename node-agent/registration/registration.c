@@ -732,15 +732,16 @@ int registration_add_found(struct registration *reg, const struct registration_f
 	return r ? r : set_decided(reg, pod, found->netns_fd, facts, err);
 }
 
-static int redecide_entry(struct registration *reg, const struct pod *old, int netns_fd,
-			  const struct pod_facts *facts, struct error *err)
+static int redecide_entry(struct registration *reg, const struct pod *old,
+			  const struct registration_found *found, const struct pod_facts *facts,
+			  struct error *err)
 {
 	const struct netns_id id = {
 		.cookie = old->cookie, .dev = old->netns_dev, .ino = old->netns_ino};
 	const struct agent_request req = {.container_id = old->container_id,
 					  .if_name = old->if_name,
 					  .network = old->network,
-					  .netns = old->netns,
+					  .netns = (char *)(found->netns ?: old->netns),
 					  .pod_namespace = old->ns,
 					  .pod_name = old->name,
 					  .pod_uid = old->uid,
@@ -756,17 +757,21 @@ static int redecide_entry(struct registration *reg, const struct pod *old, int n
 		pod_free(pod);
 		return error_set(err, ENOMEM, "pod entry");
 	}
-	return set_decided(reg, pod, netns_fd, facts, err);
+	return set_decided(reg, pod, found->netns_fd, facts, err);
 }
 
 int registration_redecide(struct registration *reg, const struct pod *pod,
-			  const struct pod_facts *facts, struct error *err)
+			  const struct registration_found *found, const struct pod_facts *facts,
+			  struct error *err)
 {
-	scoped_fd int netns_fd = registration_open_netns(pod);
+	scoped_fd int netns_fd = found ? -1 : registration_open_netns(pod);
+	const struct registration_found known = {.netns_fd = netns_fd};
 	uint64_t cookie = pod->cookie;
 	int r = 0;
 
-	if (netns_fd < 0)
+	if (!found)
+		found = &known;
+	if (found->netns_fd < 0)
 		return error_set(err, ENOENT, "the pod's network namespace cannot be opened by %s",
 				 pod->netns ?: "any path");
 	/*
@@ -777,10 +782,9 @@ int registration_redecide(struct registration *reg, const struct pod *pod,
 		const struct pod *entry = pod_table_at(reg->table, i);
 
 		if (entry != pod && entry->cookie == cookie && (!entry->orphan || entry->record))
-			r = redecide_entry(reg, entry, netns_fd, facts, err);
+			r = redecide_entry(reg, entry, found, facts, err);
 	}
-	return r || (pod->orphan && !pod->record) ? r
-						  : redecide_entry(reg, pod, netns_fd, facts, err);
+	return r || (pod->orphan && !pod->record) ? r : redecide_entry(reg, pod, found, facts, err);
 }
 
 /* ---- del, check, gc ------------------------------------------------------------------------- */

@@ -63,10 +63,12 @@ int registration_add_found(struct registration *reg, const struct registration_f
 
 /*
  * Decides anew about a namespace that is known, for all its entries, and makes it so: it is
- * redirected, changed in place or let go. `pod` is not to be used afterwards: find it again.
+ * redirected, changed in place or let go. found: another way to this very namespace, which is its
+ * path from now on; NULL: the one that is known. `pod` is not to be used afterwards: find it again.
  */
 int registration_redecide(struct registration *reg, const struct pod *pod,
-			  const struct pod_facts *facts, struct error *err);
+			  const struct registration_found *found, const struct pod_facts *facts,
+			  struct error *err);
 
 /* Is what these settings mean already the entry's plan? */
 bool registration_is_planned(const struct pod *pod, const struct redirect_settings *settings);
@@ -76,6 +78,9 @@ void registration_forget_found(struct registration *reg, const char *uid);
 
 /* Its namespace, through its path, when that still is the same one; else -1. The caller's. */
 int registration_open_netns(const struct pod *pod);
+
+/* Neither by its path nor in the kernel is there anything of its namespace any more. */
+bool registration_has_ended(const struct registration *reg, const struct pod *pod);
 
 /* Forgets pods whose namespace has ended: for an agent that missed their del. */
 void registration_sweep(struct registration *reg);

@@ -3,10 +3,12 @@
  * ztunnel as far as the agent's protocol goes: connects, says hello, takes every pod that it is
  * told of (and closes its namespace), and acknowledges each message. Ends when the agent does, or
  * stays and connects again with --again, if it is away for ten minutes at most. Prints "connected"
- * once it is.
+ * once it is, and of each message its texts: "told UID NAME NAMESPACE SERVICE-ACCOUNT" when a pod
+ * is added, "told UID" when one is kept or deleted.
  *
  *   zds_ack [--again] SOCKET
  */
+#include <ctype.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -59,10 +61,34 @@ static void close_all(struct msghdr *msg)
 	}
 }
 
+/* Every name is longer than what stands between two, which is a field's number and length. */
+static void print_texts(const unsigned char *packet, size_t n)
+{
+	bool between = true;
+
+	printf("told");
+	for (size_t i = 0; i < n; i++) {
+		bool is_text = isalnum(packet[i]) || packet[i] == '-';
+
+		/* A length may look like a letter: one alone is none. */
+		if (is_text && between &&
+		    (i + 1 == n || (!isalnum(packet[i + 1]) && packet[i + 1] != '-')))
+			is_text = false;
+		if (is_text && between)
+			putchar(' ');
+		if (is_text)
+			putchar(packet[i]);
+		between = !is_text;
+	}
+	putchar('\n');
+	fflush(stdout);
+}
+
 /* False at the end of the connection. */
 static bool take_one(int fd)
 {
-	char packet[PACKET_MAX], control[CMSG_SPACE(FDS_MAX * sizeof(int))];
+	unsigned char packet[PACKET_MAX];
+	char control[CMSG_SPACE(FDS_MAX * sizeof(int))];
 	struct iovec part = {.iov_base = packet, .iov_len = sizeof(packet)};
 	struct msghdr msg = {.msg_iov = &part,
 			     .msg_iovlen = 1,
@@ -73,6 +99,7 @@ static bool take_one(int fd)
 	if (n <= 0)
 		return n < 0 && errno == EINTR;
 	close_all(&msg);
+	print_texts(packet, (size_t)n);
 	return send(fd, ack, sizeof(ack), MSG_NOSIGNAL) == sizeof(ack);
 }
 

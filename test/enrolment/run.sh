@@ -224,6 +224,93 @@ test_agent_away_while_a_pod_goes() {
 	wait_for 10 status_is .pods.redirected 0
 }
 
+uid_is() { # POD UID
+	[ "$(pod_field "$1" uid)" = "$2" ]
+}
+
+ztunnel_was_told() { # TEXT
+	grep -q "^told .*$1" "$NODE_DIR/zds.log"
+}
+
+# Without the API server the agent knows neither the pod's service account nor, here, its uid, and
+# names it to ztunnel by its sandbox.
+test_agent_without_the_api() {
+	local uid
+	agent_ends TERM
+	agent_up --kubernetes off
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	api_pod named '' '{"sockmesh.io/redirection":"ambient"}' '{"serviceAccountName":"shop"}'
+	uid=${UID_OF[named]}
+	POD_SAID_UID='' with_plugin pod_add named '{"sockmesh.io/redirection":"ambient"}'
+	mode_is named ambient
+	ztunnel_was_told "${POD_ID[named]} named demo default"
+	pod_runs named
+	agent_ends TERM
+	agent_up
+	wait_for 10 ztunnel_was_told "$uid named demo shop"
+	wait_for 10 uid_is named "$uid"
+	mode_is named ambient
+	wait_for 10 status_is .enrolment.ztunnel.pods 1
+	check_equal "$(ctl pods -o json | jq '[.pods[] | select(.name == "named")] | length')" 1 "entries"
+	# ztunnel must not be given one namespace under two names.
+	grep "^told .*\(${POD_ID[named]}\|$uid\)" "$NODE_DIR/zds.log" | tail -n 2 | head -n 1 |
+		grep -qx "told ${POD_ID[named]}"
+	end_pod named
+	wait_for 10 status_is .enrolment.ztunnel.pods 0
+}
+
+# The same, of a pod whose uid was known, and so its name to ztunnel is right but for one part.
+test_service_account_is_corrected() {
+	agent_ends TERM
+	agent_up --kubernetes off
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	api_pod account '' '{"sockmesh.io/redirection":"ambient"}' '{"serviceAccountName":"shop"}'
+	with_plugin pod_add account '{"sockmesh.io/redirection":"ambient"}'
+	ztunnel_was_told "${UID_OF[account]} account demo default"
+	pod_runs account
+	agent_ends TERM
+	agent_up
+	wait_for 10 ztunnel_was_told "${UID_OF[account]} account demo shop"
+	wait_for 10 mode_is account ambient
+	end_pod account
+	wait_for 10 status_is .enrolment.ztunnel.pods 0
+}
+
+# What a plugin said of the pod leads nowhere any more, its processes do.
+test_lost_path() {
+	with_plugin run_pod lost "$AMBIENT"
+	ztunnel_comes lost
+	mode_is lost ambient
+	touch "$NODE_DIR/lost"
+	mount --bind /run/netns/lost "$NODE_DIR/lost"
+	umount /run/netns/lost
+	label_pod lost "$NOT_AMBIENT"
+	wait_for 10 mode_is lost none
+	mount --bind "$NODE_DIR/lost" /run/netns/lost
+	umount "$NODE_DIR/lost"
+	goes_direct lost
+	end_pod lost
+}
+
+# Of a pod that was found nobody announces the end.
+test_found_pod_ends() {
+	local before
+	agent_ends TERM
+	agent_up --reconcile-seconds 600
+	run_pod brief "$AMBIENT"
+	wait_for 10 mode_is brief ambient
+	before=$(status_field .enrolment.ztunnel.pods)
+	cluster_pod_delete demo brief
+	wait_for 10 status_is .enrolment.ztunnel.pods $((before - 1))
+	mode_is brief ambient
+	pod_delete brief
+	wait_for 5 mode_is brief none
+	unset "UID_OF[brief]"
+	agent_ends TERM
+	agent_up
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+}
+
 # A pod that says that it is in the mesh, and of which the kernel has nothing: a node that was
 # rebooted looks like that, as far as the pod had not been made anew.
 test_annotation_without_the_kernel() {
@@ -333,6 +420,10 @@ check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_
 check "pods stay in the mesh while the agent is killed" test_agent_killed
 check "a label that goes while no agent runs is noticed" test_agent_away_while_the_label_goes
 check "so is a pod that goes" test_agent_away_while_a_pod_goes
+check "a found pod that ends is forgotten soon" test_found_pod_ends
+check "a pod whose path is lost is reached by its processes" test_lost_path
+check "one that was named otherwise gets its name when the API says it" test_agent_without_the_api
+check "and its service account" test_service_account_is_corrected
 check "an annotation without anything in the kernel is healed" test_annotation_without_the_kernel
 check "pods stay in the mesh while ztunnel is replaced" test_ztunnel_restarts
 check "and while the API server is away" test_api_server_restarts

@@ -22,9 +22,9 @@ pod_cgroup_dir() { # POD
 	echo "$NODE_CGROUP/${POD_CGROUP[$1]}"
 }
 
-# What the runtime knows of the pod, for cni.sh.
+# What the runtime knows of the pod, for cni.sh. It says POD_SAID_UID, if that is set.
 pod_cni() { # VERB POD [ANNOTATIONS]
-	CNI_POD_NAMESPACE=${POD_NAMESPACE:-demo} CNI_POD_NAME=$2 CNI_POD_UID=$(pod_uid "$2") \
+	CNI_POD_NAMESPACE=${POD_NAMESPACE:-demo} CNI_POD_NAME=$2 CNI_POD_UID=${POD_SAID_UID-$(pod_uid "$2")} \
 		CNI_POD_ANNOTATIONS=${3:-null} CNI_POD_CGROUP=$NODE_CGROUP_PATH/${POD_CGROUP[$2]} \
 		"cni_$1" "${POD_CHAIN[$2]}" "${POD_ID[$2]}" "/run/netns/$2"
 }
