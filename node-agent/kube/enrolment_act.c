@@ -216,6 +216,19 @@ static void tell_event(struct enrolment *e, const struct member *m, const char *
 		pod_status_event(e->status, &pod, reason, text);
 }
 
+/*
+ * Today's decision's, where the entry agrees: one that was taken over from an earlier agent was
+ * decided about without the API, and every pod's status would change twice with each restart.
+ */
+static const char *reason_of(const struct look *look)
+{
+	if (*look->m->trouble)
+		return look->m->trouble;
+	if (look->entry->mode == look->decision.mode)
+		return look->decision.reason;
+	return look->entry->reason ?: "";
+}
+
 /* Without its generation, which counts what changes here. NULL: nothing to be
  * said. */
 static char *status_text(const struct enrolment *e, const struct look *look)
@@ -227,13 +240,16 @@ static char *status_text(const struct enrolment *e, const struct look *look)
 
 	if (!enrolled && !*look->m->trouble)
 		return NULL;
-	obj = json_pack(
-		"{s:i, s:s, s:s, s:s, s:s, s:s?}", "v", 1, "engine",
-		enrolled ? redirect_pod_engine(e->cfg.redirect, entry->cookie) : "none", "mode",
-		!enrolled ? "none" : entry->mode == POD_AMBIENT ? "ambient" : "sidecar", "accelerate",
-		enrolled ? accelerate_pod_level(e->cfg.accelerate, entry->cookie) : "off", "reason",
-		*look->m->trouble ? look->m->trouble : entry->reason ?: "", "since",
-		enrolled ? pod_state_time(entry->since_s, since) : NULL);
+	obj = json_pack("{s:i, s:s, s:s, s:s, s:o, s:s?}", "v", 1, "engine",
+			enrolled ? redirect_pod_engine(e->cfg.redirect, entry->cookie) : "none",
+			"mode",
+			!enrolled		     ? "none"
+			: entry->mode == POD_AMBIENT ? "ambient"
+						     : "sidecar",
+			"accelerate",
+			enrolled ? accelerate_pod_level(e->cfg.accelerate, entry->cookie) : "off",
+			"reason", json_string_lossy(reason_of(look)), "since",
+			enrolled ? pod_state_time(entry->since_s, since) : NULL);
 	return obj ? json_to_text(obj) : NULL;
 }
 
@@ -294,14 +310,14 @@ static void tell_status(struct enrolment *e, const struct look *look)
 	if (!e->status || !look->kp || look->step.status == ENROL_STATUS_KEEP)
 		return;
 	values.has_redirection = redirection || look->kp->redirection || m->wrote_redirection;
+	if (!m->generation)
+		m->generation = generation_in(look->kp->status);
 	if (says_already(look->kp->status, text) && same_text(look->kp->redirection, redirection)) {
 		if (!m->status && text) /* as the agent before us has left it */
 			m->status = strdup(text);
 		if (same_text(m->status, text))
 			return;
 	}
-	if (!m->generation)
-		m->generation = generation_in(look->kp->status);
 	if (!same_text(m->status, text)) {
 		m->generation++;
 		free(m->status);

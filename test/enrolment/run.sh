@@ -202,6 +202,26 @@ test_agent_killed() {
 	is_captured one
 }
 
+# What the annotations say already is not written again: a roll-out would be a patch for each pod.
+test_restart_writes_nothing() {
+	local before
+	one_is_ambient
+	with_plugin run_pod quiet "$AMBIENT"
+	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	wait_for 10 annotation_is quiet "$REDIRECTION" enabled
+	before=$(api_annotation one sockmesh.io/status)$(api_annotation quiet sockmesh.io/status)
+	agent_ends KILL
+	agent_up
+	wait_for 10 status_is .enrolment.kubernetes.complete true
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	# Whatever it had to say it says before it says this of another pod, as its last word.
+	annotate_pod quiet '{"sockmesh.io/status":"{}"}'
+	wait_for 10 status_is .enrolment.kubernetes.written.written 1
+	check_equal "$(api_annotation one sockmesh.io/status)$(api_annotation quiet sockmesh.io/status)" \
+		"$before" "the annotations"
+	end_pod quiet
+}
+
 test_agent_away_while_the_label_goes() {
 	one_is_ambient
 	agent_ends KILL
@@ -418,6 +438,7 @@ check "a pod that the API does not know is created nevertheless" test_add_waits_
 check "without ztunnel an ambient pod is not created, others are" test_add_without_ztunnel_is_denied
 check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_is_admitted
 check "pods stay in the mesh while the agent is killed" test_agent_killed
+check "the next agent writes no status that is written already" test_restart_writes_nothing
 check "a label that goes while no agent runs is noticed" test_agent_away_while_the_label_goes
 check "so is a pod that goes" test_agent_away_while_a_pod_goes
 check "a found pod that ends is forgotten soon" test_found_pod_ends
