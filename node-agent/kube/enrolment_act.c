@@ -65,7 +65,8 @@ void enrolment_facts(const struct enrolment *e, const struct kube_pod *kp, const
 		*ret = (struct pod_facts){.ns = entry->ns,
 					  .name = entry->name,
 					  .uid = entry->uid,
-					  .service_account = entry->service_account};
+					  .service_account = entry->service_account,
+					  .invalid_drop = entry->invalid_drop};
 	if (e->store && ret->ns)
 		ret->kube_ns = kube_store_namespace(e->store, ret->ns);
 }

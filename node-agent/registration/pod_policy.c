@@ -327,13 +327,25 @@ static int read_identity(const struct policy_config *cfg, const struct pod_facts
 	return read_proxy_ids(pod, GID_ANNOTATION, gid, &s->proxy_gids, err);
 }
 
-static bool drop_invalid(const struct policy_config *cfg, const struct pod_facts *pod)
+static enum pod_invalid_drop said_invalid_drop(const struct policy_config *cfg,
+					       const struct pod_facts *pod)
 {
 	const struct kube_proxy *proxy = istio_proxy(cfg, pod);
 
+	if (!pod->kube_pod)
+		return pod->invalid_drop;
 	if (proxy && proxy->invalid_drop == KUBE_ENV_TRUE)
-		return true;
-	return cfg->drop_invalid && !(proxy && proxy->invalid_drop == KUBE_ENV_FALSE);
+		return POD_INVALID_DROP_YES;
+	if (proxy && proxy->invalid_drop == KUBE_ENV_FALSE)
+		return POD_INVALID_DROP_NO;
+	return POD_INVALID_DROP_UNSAID;
+}
+
+static bool drop_invalid(const struct policy_config *cfg, const struct pod_facts *pod)
+{
+	enum pod_invalid_drop said = said_invalid_drop(cfg, pod);
+
+	return said == POD_INVALID_DROP_UNSAID ? cfg->drop_invalid : said == POD_INVALID_DROP_YES;
 }
 
 static int check_mesh(const struct policy_config *cfg, struct error *err)
@@ -761,7 +773,7 @@ int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *p
 		      struct pod_decision *ret, struct error *err)
 {
 	const struct pod_facts facts = known_facts(pod);
-	struct pod_decision d = {.mode = POD_SKIP};
+	struct pod_decision d = {.mode = POD_SKIP, .invalid_drop = said_invalid_drop(cfg, pod)};
 	int r = decide_known(cfg, &facts, &d, err);
 
 	if (r == 0 && d.mode == POD_SIDECAR)
@@ -778,7 +790,7 @@ int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *p
 		warn_of_environment(cfg, &facts, &d);
 	if (d.mode == POD_AMBIENT && facts.not_yet) {
 		pod_decision_done(&d);
-		d = (struct pod_decision){.mode = POD_SKIP};
+		d = (struct pod_decision){.invalid_drop = d.invalid_drop};
 		decide_skip(&d, facts.not_yet);
 	}
 	*ret = d;

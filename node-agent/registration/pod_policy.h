@@ -44,6 +44,9 @@ struct policy_config {
 	const char *system_namespace;		/* of ztunnel; NULL: istio-system */
 };
 
+/* What the proxy's environment says of INVALID_DROP. */
+enum pod_invalid_drop { POD_INVALID_DROP_UNSAID, POD_INVALID_DROP_NO, POD_INVALID_DROP_YES };
+
 struct pod_facts {
 	const char *ns, *name, *uid;	      /* may be NULL */
 	const char *service_account;	      /* the same; decides nothing */
@@ -51,6 +54,7 @@ struct pod_facts {
 	const json_t *labels;		      /* the same */
 	const struct kube_pod *kube_pod;      /* NULL: not known; else it counts, not the above */
 	const struct kube_namespace *kube_ns; /* NULL: not known */
+	enum pod_invalid_drop invalid_drop;   /* a decision's, from when kube_pod was known */
 	const char *not_yet; /* why it is not redirected for now if it is ambient; NULL: it is */
 };
 
@@ -64,9 +68,10 @@ struct pod_decision {
 	enum pod_mode mode;
 	bool hold;	  /* POD_UNDECIDED: its namespace is ambient, so do not let it start yet */
 	char reason[256]; /* why, in words, for people */
-	struct redirect_settings settings; /* POD_SIDECAR and POD_AMBIENT */
-	enum accelerate_wish accelerate;   /* POD_SIDECAR only */
-	char warning[128];		   /* what the pod says and nobody can read; else "" */
+	struct redirect_settings settings;  /* POD_SIDECAR and POD_AMBIENT */
+	enum accelerate_wish accelerate;    /* POD_SIDECAR only */
+	enum pod_invalid_drop invalid_drop; /* to be remembered: no annotation can say it */
+	char warning[128];		    /* what the pod says and nobody can read; else "" */
 };
 
 /*
@@ -79,9 +84,9 @@ int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *p
 void pod_decision_done(struct pod_decision *decision);
 
 /*
- * The pod's annotations, and in ours what the API said beyond them: from these alone the decision
- * would be the same, after a restart that finds the API server gone. A new reference; NULL without
- * memory, or if nothing is known.
+ * The pod's annotations, and in ours what the API said beyond them: from these, and from the
+ * decision's invalid_drop, the decision would be the same, after a restart that finds the API
+ * server gone. A new reference; NULL without memory, or if nothing is known.
  */
 json_t *pod_facts_remember(const struct pod_facts *pod, const struct pod_decision *decision);
 

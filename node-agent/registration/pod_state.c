@@ -15,7 +15,11 @@
 
 static const char *const mode_names[] = {
 	[POD_SKIP] = "skip", [POD_SIDECAR] = "redirect", [POD_AMBIENT] = "ambient"};
+/* Of POD_INVALID_DROP_UNSAID there is nothing to write. */
+static const char *const invalid_drop_names[] = {
+	[POD_INVALID_DROP_NO] = "no", [POD_INVALID_DROP_YES] = "yes"};
 enum {
+	N_INVALID_DROPS = sizeof(invalid_drop_names) / sizeof(invalid_drop_names[0]),
 	N_MODES = sizeof(mode_names) / sizeof(mode_names[0]),
 	IPS_MAX = 64, /* as the protocol's */
 	REASON_MAX = 256,
@@ -54,14 +58,15 @@ int pod_state_encode(const struct pod *pod, char **ret, struct error *err)
 {
 	scoped_json json_t *obj = json_pack(
 		"{s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:s?, s:s?, s:o, s:o, s:o, s:o, s:O?, "
-		"s:O?, s:s, s:s?, s:s?, s:I}",
+		"s:O?, s:s, s:s?, s:s?, s:s?, s:I}",
 		"containerId", pod->container_id, "ifName", pod->if_name, "network", pod->network,
 		"namespace", pod->ns, "name", pod->name, "uid", pod->uid, "netns", pod->netns,
 		"cgroup", pod->cgroup, "cookie", number_text(pod->cookie), "netnsDev",
 		number_text(pod->netns_dev), "netnsIno", number_text(pod->netns_ino), "ips",
 		ips_json(pod), "annotations", pod->annotations, "labels", pod->labels, "decision",
 		mode_names[pod->mode], "reason", pod->reason, "serviceAccount",
-		pod->service_account, "since", (json_int_t)pod->since_s);
+		pod->service_account, "invalidDrop", invalid_drop_names[pod->invalid_drop], "since",
+		(json_int_t)pod->since_s);
 
 	*ret = obj ? json_to_text(obj) : NULL;
 	return *ret ? 0 : error_set(err, ENOMEM, "state of %s", pod->container_id);
@@ -180,6 +185,23 @@ static int get_mode(const json_t *obj, const char *where, enum pod_mode *ret, st
 	return error_set(err, EINVAL, "%sdecision: \"%.32s\" is unknown", where, text ?: "");
 }
 
+static int get_invalid_drop(const json_t *obj, const char *where, enum pod_invalid_drop *ret,
+			    struct error *err)
+{
+	const char *text = NULL;
+	int r = json_get_string(obj, "invalidDrop", where, &text, err);
+
+	if (r || !text)
+		return r;
+	for (size_t i = 0; i < N_INVALID_DROPS; i++) {
+		if (invalid_drop_names[i] && !strcmp(invalid_drop_names[i], text)) {
+			*ret = (enum pod_invalid_drop)i;
+			return 0;
+		}
+	}
+	return error_set(err, EINVAL, "%sinvalidDrop: \"%.32s\" is unknown", where, text);
+}
+
 static int fill_texts(const json_t *obj, const char *where, struct pod *pod, struct error *err)
 {
 	enum { NAME_MAX_BYTES = 256, PATH_MAX_BYTES = 4096 };
@@ -224,6 +246,8 @@ static int fill_pod(const json_t *obj, const char *where, struct pod *pod, struc
 		r = get_string_map(obj, "labels", where, &pod->labels, err);
 	if (!r)
 		r = get_mode(obj, where, &pod->mode, err);
+	if (!r)
+		r = get_invalid_drop(obj, where, &pod->invalid_drop, err);
 	if (!r)
 		r = json_get_integer(obj, "since", where, 0, INT64_C(253402300799), &since, err);
 	pod->netns_dev = (dev_t)dev;

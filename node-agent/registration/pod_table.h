@@ -33,6 +33,7 @@ struct pod {
 	ino_t netns_ino;
 	struct agent_address *ips;
 	size_t n_ips;
+	enum pod_invalid_drop invalid_drop;
 	json_t *annotations, *labels; /* until the record is written; NULL: not known */
 	enum pod_mode mode;
 	char *reason;

@@ -215,7 +215,8 @@ int registration_decide(const struct registration *reg, struct pod *pod,
 					   .name = pod->name,
 					   .uid = pod->uid,
 					   .annotations = pod->annotations,
-					   .labels = pod->labels};
+					   .labels = pod->labels,
+					   .invalid_drop = pod->invalid_drop};
 	struct pod_decision decision = {0};
 	int r;
 
@@ -226,6 +227,7 @@ int registration_decide(const struct registration *reg, struct pod *pod,
 		return r;
 	pod->mode = is_redirecting(&decision) ? decision.mode : POD_SKIP;
 	pod->accelerate = decision.accelerate;
+	pod->invalid_drop = decision.invalid_drop;
 	r = registration_set_reason(pod, decision.reason, err);
 	if (!r)
 		r = remember(pod, facts, &decision, err);

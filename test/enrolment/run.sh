@@ -222,6 +222,21 @@ test_restart_writes_nothing() {
 	end_pod quiet
 }
 
+# No annotation has it: what is lost with the agent makes the pod's plan another one for a while.
+test_environment_is_remembered() {
+	one_is_ambient
+	with_plugin run_pod environ '' "$SIDECAR_ANNOTATION" '{"containers": [
+		{"name": "istio-proxy", "image": "p", "env": [{"name": "INVALID_DROP", "value": "true"}]}]}'
+	mode_is environ sidecar
+	agent_ends KILL
+	agent_up
+	wait_for 10 status_is .enrolment.kubernetes.complete true
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+	check_equal "$(status_field .enrolment.changed)" 0 "changed"
+	end_pod environ
+}
+
 test_agent_away_while_the_label_goes() {
 	one_is_ambient
 	agent_ends KILL
@@ -439,6 +454,7 @@ check "without ztunnel an ambient pod is not created, others are" test_add_witho
 check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_is_admitted
 check "pods stay in the mesh while the agent is killed" test_agent_killed
 check "the next agent writes no status that is written already" test_restart_writes_nothing
+check "what a proxy's environment said is known after a restart" test_environment_is_remembered
 check "a label that goes while no agent runs is noticed" test_agent_away_while_the_label_goes
 check "so is a pod that goes" test_agent_away_while_a_pod_goes
 check "a found pod that ends is forgotten soon" test_found_pod_ends

@@ -1344,7 +1344,10 @@ static enum test_result check_memory(const char *metadata, const char *spec, con
 	CHECK_EQ(redirect_plan_build(&api.decision.settings, &before, &api.err), 0);
 	memory = pod_facts_remember(&api.facts, &api.decision);
 	CHECK(memory);
-	api.facts = (struct pod_facts){.ns = "shop", .name = "web-0", .annotations = memory};
+	api.facts = (struct pod_facts){.ns = "shop",
+				       .name = "web-0",
+				       .annotations = memory,
+				       .invalid_drop = api.decision.invalid_drop};
 	CHECK_EQ(api_decide(&api), 0);
 	CHECK_EQ(api.decision.mode, mode);
 	CHECK_EQ(redirect_plan_build(&api.decision.settings, &after, &api.err), 0);
@@ -1369,6 +1372,9 @@ TEST(what_is_remembered_decides_the_same_without_the_api)
 	CHECK_EQ(check_memory(ANNOTATIONS(QUOTED_STATUS), ENV("ISTIO_META_DNS_CAPTURE", "1"), "",
 			      POD_SIDECAR),
 		 TEST_OK);
+	CHECK_EQ(
+		check_memory(ANNOTATIONS(QUOTED_STATUS), ENV("INVALID_DROP", "1"), "", POD_SIDECAR),
+		TEST_OK);
 	return TEST_OK;
 }
 

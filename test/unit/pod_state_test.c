@@ -44,6 +44,7 @@ static struct pod *full_pod(void)
 	pod->ips[1].prefix_length = 64;
 	pod->annotations = json_pack("{s:s}", "sidecar.istio.io/status", "{\"a\":1}");
 	pod->mode = POD_SIDECAR;
+	pod->invalid_drop = POD_INVALID_DROP_YES;
 	pod->since_s = 1795383641;
 	return pod;
 }
@@ -74,6 +75,7 @@ TEST(an_entry_comes_back_as_it_was)
 	CHECK(json_equal(pods[0]->annotations, pod->annotations));
 	CHECK(!pods[0]->labels);
 	CHECK_EQ(pods[0]->mode, POD_SIDECAR);
+	CHECK_EQ(pods[0]->invalid_drop, POD_INVALID_DROP_YES);
 	CHECK_EQ(pods[0]->since_s, 1795383641);
 	CHECK_STR(pods[0]->record, record); /* written again as it was read */
 	free_pods(pods, n);
