@@ -13,6 +13,7 @@
 #include "monotonic.h"
 #include "netns.h"
 #include "registration.h"
+#include "same_text.h"
 #include "scoped.h"
 
 #include <errno.h>
@@ -174,6 +175,37 @@ void enrolment_adds_look(struct enrolment *e)
 		next = e->adds; /* whatever that has changed */
 	}
 	wake_for_adds(e);
+}
+
+static bool is_about(const struct agent_request *req, enum kube_kind kind, const char *ns,
+		     const char *name)
+{
+	if (kind == KUBE_NAMESPACES)
+		return same_text(req->pod_namespace, name);
+	return same_text(req->pod_namespace, ns) && same_text(req->pod_name, name);
+}
+
+/* A list has thousands of objects, and hundreds of pods may be added at the time. */
+void enrolment_adds_told(struct enrolment *e, enum kube_kind kind, const json_t *object)
+{
+	const char *ns = NULL, *name = NULL;
+	struct waiting_add *add, *next;
+	struct error ignored = {0};
+	bool any = false;
+
+	if (kube_object_name(object, &ns, &name, &ignored))
+		return;
+	for (add = e->adds; add; add = next) {
+		next = add->next;
+		if (!is_about(add->req, kind, ns, name) || !is_known(e, add->req))
+			continue;
+		take_out(e, add);
+		settle(e, add);
+		next = e->adds; /* whatever that has changed */
+		any = true;
+	}
+	if (any)
+		wake_for_adds(e);
 }
 
 static void on_adds(void *arg)

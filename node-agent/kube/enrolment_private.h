@@ -128,7 +128,9 @@ void enrolment_want_ztunnel(struct enrolment *e); /* serves it from now on, if i
 
 /* ---- enrolment_adds.c ---- */
 
-void enrolment_adds_look(struct enrolment *e); /* at those that wait: the API has said something */
+void enrolment_adds_look(struct enrolment *e); /* at all that wait */
+/* At those that wait for this object. */
+void enrolment_adds_told(struct enrolment *e, enum kube_kind kind, const json_t *object);
 void enrolment_adds_answer_all(struct enrolment *e);
 void enrolment_add_answer(struct enrolment *e, struct waiting_add *add, json_t *reply); /* frees */
 

@@ -86,7 +86,7 @@ static void take_object(struct enrolment *e, enum kube_kind kind, enum kube_chan
 		log_error(LOG_WARN, &err, "an object of the API server is left out", "kind",
 			  watched[kind].name, NULL);
 	if (e->adds)
-		enrolment_adds_look(e);
+		enrolment_adds_told(e, kind, object);
 }
 
 static void end_list(struct enrolment *e, enum kube_kind kind)

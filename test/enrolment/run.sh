@@ -145,6 +145,16 @@ test_add_waits_for_the_api() {
 	unset "UID_OF[unknown]"
 }
 
+test_add_ends_when_the_api_knows() {
+	UID_OF[late]=5f0a7a1c-0000-4000-8000-000000000003
+	(wait_for 5 status_is .enrolment.waiting 1 && api_pod late "$AMBIENT") &
+	POD_SAID_UID='' with_plugin pod_add late '{}'
+	check_equal "$(pod_field late mode)" ambient "at the end of ADD"
+	wait $!
+	end_pod late
+	wait_for 10 status_is .enrolment.ztunnel.pods 0
+}
+
 test_add_without_ztunnel_is_denied() {
 	local said
 	zds_stop
@@ -450,6 +460,7 @@ check "our own annotation does the same" test_own_annotation
 check "a static pod joins, whose cgroup does not have its uid" test_static_pod
 check "a pod joins while it is created, by what the API says" test_add_joins
 check "a pod that the API does not know is created nevertheless" test_add_waits_for_the_api
+check "one that it does not know yet waits a moment for it" test_add_ends_when_the_api_knows
 check "without ztunnel an ambient pod is not created, others are" test_add_without_ztunnel_is_denied
 check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_is_admitted
 check "pods stay in the mesh while the agent is killed" test_agent_killed
