@@ -157,6 +157,22 @@ static void show_accelerator(struct ctl_out *out, const json_t *accelerator)
 	ctl_table_print(table, out);
 }
 
+/* What is exempt from redirection; an agent of an earlier version does not say it. */
+static void show_kubelet(struct ctl_out *out, const json_t *kubelet)
+{
+	const char *by = ctl_string(kubelet, "knownBy", "");
+	const char *detail = ctl_string(kubelet, "detail", "");
+
+	if (!strcmp(by, "nothing"))
+		ctl_field(out, "Kubelet", CTL_WARN,
+			  "not known, its probes of ambient pods go to "
+			  "ztunnel: %s",
+			  detail);
+	else
+		ctl_field(out, "Kubelet", strcmp(by, "user") != 0 ? CTL_GOOD : CTL_WARN,
+			  "known by its %s: %s", by, detail);
+}
+
 static void show(const struct ctl_options *opt, const json_t *answer, struct ctl_out *out)
 {
 	const json_t *probe = json_object_get(answer, "probe");
@@ -168,6 +184,8 @@ static void show(const struct ctl_options *opt, const json_t *answer, struct ctl
 	else
 		show_ebpf(out, probe);
 	ctl_field(out, "Attaches to", CTL_PLAIN, "%s", ctl_string(probe, "cgroup", ""));
+	if (json_object_get(answer, "kubelet"))
+		show_kubelet(out, json_object_get(answer, "kubelet"));
 	show_facilities(out, json_object_get(probe, "facilities"));
 	show_foreign(out, json_object_get(probe, "foreign"));
 	/* Neither an agent of an earlier version nor one that did not try has it. */

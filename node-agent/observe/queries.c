@@ -357,8 +357,9 @@ static json_t *probe(const struct queries *q)
 	/* Where it cannot run, the answer says that nothing is known of those two engines. */
 	netfilter_probe_run(cfg->iptables, &netfilter, &no_netfilter);
 	reply = answer(json_pack(
-		"{s:o, s:s, s:s, s:o*}", "probe", kernel_probe_json(found, netfilter), "engine",
-		redirect_engine(q->redirect), "engineReason", redirect_reason(q->redirect),
+		"{s:o, s:s, s:s, s:o*, s:o*}", "probe", kernel_probe_json(found, netfilter),
+		"engine", redirect_engine(q->redirect), "engineReason",
+		redirect_reason(q->redirect), "kubelet", redirect_kubelet(q->redirect),
 		"accelerate", accelerate_probe_json(q->accelerate)));
 	netfilter_probe_free(netfilter);
 	kernel_probe_free(found);

@@ -151,6 +151,7 @@ void ebpf_kubelet_no_target(struct ebpf *e,
 			    const struct ip_address *a); /* the pod has it no more */
 int ebpf_kubelet_ensure(struct ebpf *e, struct error *err);
 int ebpf_kubelet_verify(struct ebpf *e, struct error *err);
+enum kubelet_known ebpf_kubelet_known(void *state, struct kubelet *ret);
 void ebpf_kubelet_sweep(struct ebpf *e);
 
 /* ---- ebpf_listeners.c: the proxies' inbound listeners ---- */

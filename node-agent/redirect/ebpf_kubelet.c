@@ -338,6 +338,17 @@ int ebpf_kubelet_verify(struct ebpf *e, struct error *err)
 	return ino ? links_check(e, ino, err) : 0;
 }
 
+enum kubelet_known ebpf_kubelet_known(void *state, struct kubelet *ret)
+{
+	struct error ignored = {0};
+	struct ebpf *e = state;
+
+	*ret = (struct kubelet){.source = KUBELET_UNKNOWN};
+	if (find(e, ret, &ignored) || !e->kubelet || !*ret->cgroup || !inode_of(ret->cgroup))
+		return KUBELET_KNOWN_NOT;
+	return ret->source == KUBELET_PROCESS ? KUBELET_KNOWN_PROCESS : KUBELET_KNOWN_CGROUP;
+}
+
 /* ---- leftovers ------------------------------------------------------------------------------ */
 
 /* Of kubelet's sockets that ended while no program was there to see it. */

@@ -3,6 +3,7 @@
 
 #include "cgroup.h"
 #include "error.h"
+#include "json.h"
 #include "scoped.h"
 
 #include <ctype.h>
@@ -31,6 +32,51 @@ const char *kubelet_source_words(enum kubelet_source source)
 		break;
 	}
 	return "user 0, because no kubelet was found";
+}
+
+/* ---- for people ------------------------------------------------------------------------------ */
+
+static void describe(const struct kubelet *k, enum kubelet_known known, char *text, size_t size)
+{
+	switch (known) {
+	case KUBELET_KNOWN_CGROUP:
+		snprintf(text, size, "%s, %s", kubelet_source_words(k->source), k->cgroup);
+		return;
+	case KUBELET_KNOWN_PROCESS:
+		snprintf(text, size, "process %d, which is in no cgroup of its own", k->pid);
+		return;
+	case KUBELET_KNOWN_USER:
+		snprintf(text, size,
+			 "every process of user %u on this node reaches ambient pods directly: %s",
+			 k->uid,
+			 *k->cgroup ? "its cgroup cannot be matched here"
+				    : kubelet_source_words(k->source));
+		return;
+	case KUBELET_KNOWN_NOT:
+		break;
+	}
+	if (k->source == KUBELET_GIVEN)
+		snprintf(text, size, "the cgroup that --kubelet-cgroup names, %s, is not there",
+			 k->cgroup);
+	else
+		snprintf(text, size, "no kubelet was found, or its connections cannot be watched");
+}
+
+json_t *kubelet_json(const struct kubelet *k, enum kubelet_known known)
+{
+	static const char *const names[] = {[KUBELET_KNOWN_NOT] = "nothing",
+					    [KUBELET_KNOWN_CGROUP] = "cgroup",
+					    [KUBELET_KNOWN_PROCESS] = "process",
+					    [KUBELET_KNOWN_USER] = "user"};
+	bool has_user = k->pid || known == KUBELET_KNOWN_USER;
+	char detail[PATH_MAX + 128];
+
+	describe(k, known, detail, sizeof(detail));
+	return json_pack("{s:s, s:o, s:o, s:o, s:o}", "knownBy", names[known], "detail",
+			 json_string_lossy(detail), "cgroup",
+			 *k->cgroup ? json_string_lossy(k->cgroup) : json_null(), "pid",
+			 k->pid ? json_integer(k->pid) : json_null(), "uid",
+			 has_user ? json_integer(k->uid) : json_null());
 }
 
 /* ---- its cgroup ------------------------------------------------------------------------------ */

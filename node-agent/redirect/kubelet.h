@@ -3,6 +3,7 @@
 #define SOCKMESH_KUBELET_H
 
 /* Which connections of this node are kubelet's: by its cgroup, else by its process. */
+#include <jansson.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -40,6 +41,19 @@ int kubelet_find(const char *given, const char *cgroup_root, struct kubelet *ret
  * it. Nothing but system calls.
  */
 bool kubelet_see_cgroups_of_node(void);
+
+enum kubelet_known { /* what an engine makes of that: by what it knows kubelet's connections */
+		     KUBELET_KNOWN_NOT,
+		     KUBELET_KNOWN_CGROUP,
+		     KUBELET_KNOWN_PROCESS,
+		     KUBELET_KNOWN_USER,
+};
+
+/*
+ * {"knownBy":"nothing"|"cgroup"|"process"|"user","detail","cgroup","pid","uid"}, the last three
+ * NULL where there is none. A new reference; NULL without memory.
+ */
+json_t *kubelet_json(const struct kubelet *kubelet, enum kubelet_known known);
 
 const char *kubelet_source_words(enum kubelet_source source); /* "its cgroup, ..." */
 

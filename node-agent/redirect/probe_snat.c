@@ -93,9 +93,8 @@ static int no_memory(struct error *err)
 
 /* ---- kubelet --------------------------------------------------------------------------------- */
 
-static struct snat_rules rules_of(const struct probe_snat *snat)
+static struct snat_rules rules_for(const struct probe_snat *snat, const struct kubelet *k)
 {
-	const struct kubelet *k = &snat->kubelet;
 	struct snat_rules rules = {.who = SNAT_USER, .kubelet = k};
 	bool by_cgroup = k->source == KUBELET_GIVEN || k->source == KUBELET_CGROUP;
 
@@ -106,6 +105,23 @@ static struct snat_rules rules_of(const struct probe_snat *snat)
 			rules.who = SNAT_CGROUP;
 	}
 	return rules;
+}
+
+static struct snat_rules rules_of(const struct probe_snat *snat)
+{
+	return rules_for(snat, &snat->kubelet);
+}
+
+enum kubelet_known probe_snat_kubelet(struct probe_snat *snat, struct kubelet *ret)
+{
+	static const enum kubelet_known known[] = {[SNAT_NOBODY] = KUBELET_KNOWN_NOT,
+						   [SNAT_CGROUP] = KUBELET_KNOWN_CGROUP,
+						   [SNAT_USER] = KUBELET_KNOWN_USER};
+	struct error ignored = {0};
+
+	*ret = (struct kubelet){.source = KUBELET_UNKNOWN};
+	kubelet_find(snat->cfg->kubelet_cgroup, snat->cfg->cgroup_root, ret, &ignored);
+	return known[rules_for(snat, ret).who];
 }
 
 static void say_who(const struct probe_snat *snat)

@@ -10,6 +10,7 @@
  * kubelet is (kubelet.h). What it makes in the kernel is there only while there is such a pod.
  */
 #include "ip_address.h"
+#include "kubelet.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -46,6 +47,9 @@ int probe_snat_drop(struct probe_snat *snat, uint64_t cookie, struct error *err)
  * rules are not as they should be; probe_snat_pod() puts that right.
  */
 int probe_snat_verify(struct probe_snat *snat, const struct redirect_pod *pod, struct error *err);
+
+/* Who kubelet is at this moment, and by what its connections are known. */
+enum kubelet_known probe_snat_kubelet(struct probe_snat *snat, struct kubelet *ret);
 
 /* Everything of this instance goes, without an open one; of iptables, of both backends. */
 int probe_snat_uninstall(enum probe_snat_kind kind, const struct redirect_config *cfg,

@@ -8,7 +8,6 @@
 
 #include "cgroup.h"
 #include "event_loop.h"
-#include "netlink.h"
 #include "netns.h"
 #include "redirect_selftest.h"
 #include "scoped.h"
@@ -723,6 +722,15 @@ json_t *redirect_node_counters(struct redirect *r)
 	json_object_set_new(counters, "moves", json_integer((json_int_t)r->moves));
 	json_object_set_new(counters, "fallbacks", json_integer((json_int_t)r->fallbacks));
 	return counters;
+}
+
+json_t *redirect_kubelet(const struct redirect *r)
+{
+	const struct engine *engine = &r->engines[r->preferred];
+	struct kubelet kubelet = {0};
+	enum kubelet_known known = engine->ops->kubelet(engine->state, &kubelet);
+
+	return kubelet_json(&kubelet, known);
 }
 
 bool redirect_accelerate_host(const struct redirect *r, struct accelerate_host *ret)

@@ -127,6 +127,9 @@ bool redirect_address_is_local(struct redirect *r, uint64_t cookie, const struct
 json_t *redirect_pod_counters(struct redirect *r, uint64_t cookie);
 json_t *redirect_node_counters(struct redirect *r);
 
+/* By what the preferred engine knows kubelet's probes: kubelet_json(). */
+json_t *redirect_kubelet(const struct redirect *r);
+
 /*
  * What the accelerator rides on. False: the eBPF engine is not the node's. What is in *ret is the
  * engine's; ask again rather than keep it: a cgroup that is made anew gets another descriptor.

@@ -765,6 +765,7 @@ const struct redirect_engine_ops redirect_ebpf_ops = {
 	.address_is_local = ebpf_address_is_local,
 	.pod_counters = ebpf_pod_counters,
 	.node_counters = ebpf_node_counters,
+	.kubelet = ebpf_kubelet_known,
 	.accelerate_host = ebpf_accelerate_host,
 	.uninstall = ebpf_uninstall,
 };

@@ -6,6 +6,7 @@
  * What redirect.c chooses from: one table of these per engine. Contracts are redirect.h's where the
  * name is the same.
  */
+#include "kubelet.h"
 #include "redirect.h"
 
 /* What the kernel has of one engine for one pod. */
@@ -77,6 +78,8 @@ struct redirect_engine_ops {
 	bool (*address_is_local)(void *state, uint64_t cookie, const struct ip_address *a);
 	json_t *(*pod_counters)(void *state, uint64_t cookie, int netns_fd);
 	json_t *(*node_counters)(void *state); /* NULL: none */
+	/* Who kubelet is at this moment, and by what its connections to ambient pods are known. */
+	enum kubelet_known (*kubelet)(void *state, struct kubelet *ret);
 	/* NULL: the accelerator cannot ride on this engine. */
 	bool (*accelerate_host)(const void *state, struct accelerate_host *ret);
 

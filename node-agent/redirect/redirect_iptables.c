@@ -892,6 +892,13 @@ static int iptables_uninstall(const struct redirect_config *cfg, const struct re
 	return r;
 }
 
+static enum kubelet_known iptables_kubelet(void *state, struct kubelet *ret)
+{
+	struct iptables *ipt = state;
+
+	return probe_snat_kubelet(ipt->snat, ret);
+}
+
 const struct redirect_engine_ops redirect_iptables_ops = {
 	.name = "iptables",
 	.is_ours = iptables_is_ours,
@@ -905,5 +912,6 @@ const struct redirect_engine_ops redirect_iptables_ops = {
 	.owns_passthrough = iptables_owns_passthrough,
 	.verify = iptables_verify,
 	.pod_counters = iptables_pod_counters,
+	.kubelet = iptables_kubelet,
 	.uninstall = iptables_uninstall,
 };

@@ -878,6 +878,13 @@ static int nftables_uninstall(const struct redirect_config *cfg, const struct re
 	return -err->code;
 }
 
+static enum kubelet_known nftables_kubelet(void *state, struct kubelet *ret)
+{
+	struct nftables *n = state;
+
+	return probe_snat_kubelet(n->snat, ret);
+}
+
 const struct redirect_engine_ops redirect_nftables_ops = {
 	.name = "nftables",
 	.is_ours = nftables_is_ours,
@@ -891,5 +898,6 @@ const struct redirect_engine_ops redirect_nftables_ops = {
 	.owns_passthrough = nftables_owns_passthrough,
 	.verify = nftables_verify,
 	.pod_counters = nftables_pod_counters,
+	.kubelet = nftables_kubelet,
 	.uninstall = nftables_uninstall,
 };

@@ -551,6 +551,21 @@ test_questions() {
 		"[]" "our own programs among the foreign ones"
 }
 
+known_by() {
+	ask '{"op":"probe"}' | jq -r .kubelet.knownBy
+}
+
+# Its cgroup has to be one that is made after the agent has started, as a service's is.
+test_kubelet_is_told() {
+	check_equal "$(known_by)" nothing "without its cgroup"
+	check_has "$(ctl probe)" "$NODE_CGROUP/kubelet, is not there"
+	mkdir "$NODE_CGROUP/kubelet"
+	check_equal "$(known_by)" cgroup "with its cgroup"
+	check_equal "$(ask '{"op":"probe"}' | jq -r .kubelet.cgroup)" "$NODE_CGROUP/kubelet"
+	check_has "$(ctl probe)" "known by its cgroup"
+	rmdir "$NODE_CGROUP/kubelet"
+}
+
 # ---- life --------------------------------------------------------------------------------------
 
 test_least_privilege() {
@@ -1187,6 +1202,10 @@ test_agent "--max-pods refuses one more, and skipped pods do not count" test_max
 test_agent "an add whose state cannot be saved is undone" test_state_cannot_be_written
 test_agent "ids are those of the pod's user namespace" test_user_namespaces
 test_agent "status, pod, explain and probe answer" test_questions
+test_agent "probe says by what kubelet is known" test_kubelet_is_told \
+	--kubelet-cgroup "$NODE_CGROUP/kubelet"
+test_agent "probe says by what kubelet is known, nftables" test_kubelet_is_told \
+	--kubelet-cgroup "$NODE_CGROUP/kubelet" --mode nftables
 test_agent "the agent keeps only the capabilities that it needs" test_least_privilege
 test_agent "SIGTERM ends it and leaves pods redirected, SIGHUP does nothing" test_signals
 test_agent "killed and restarted, it knows its pods, and which have ended" test_crash

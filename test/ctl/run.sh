@@ -49,7 +49,7 @@ EXPLAIN='{"v":1,"ok":true,"verdict":"redirect","port":15001,"rule":"out-all","se
 PROBE='{"v":1,"ok":true,"probe":{"release":"6.1.0","ebpf":true,"summary":"everything required is there","cgroup":"/sys/fs/cgroup","facilities":[{"name":"BTF","how":"h","without":"no CO-RE","required":true,"found":true,"detail":"/sys/kernel/btf/vmlinux"},{"name":"iter/tcp","how":"h","without":"old listeners are not found","required":false,"found":false,"detail":"EPERM"}],"foreign":[{"attachType":"connect4","name":"cil_sock4","cgroup":"/sys/fs/cgroup","id":7,"runsBeforeOurs":false}]}}'
 
 MOVED='{"v":1,"ok":true,"pod":{"namespace":"shop","name":"vm","containerId":"c9","ifName":"eth0","decision":"redirect","reason":"has a sidecar","engine":"nftables","engineReason":"rules about interfaces need netfilter","draining":["ebpf","iptables"],"ips":[]},"rules":[{"name":"in-all","sentence":"all that comes in","direction":"inbound","verdict":"tproxy","port":15006}],"lists":{"excludeInterfaces":["eth1","net1"]},"counters":{}}'
-ENGINES='{"v":1,"ok":true,"engine":"nftables","engineReason":"--mode says so","probe":{"release":"6.1.0","ebpf":true,"summary":"s","cgroup":"/c","auto":"ebpf","engines":[{"name":"ebpf","usable":true,"summary":"all there"},{"name":"nftables","usable":true,"summary":"all there too"},{"name":"iptables","usable":false,"summary":"cannot run without iptables nat"}],"facilities":[{"name":"nft owner","engine":"nftables","how":"added a rule","without":"x","required":true,"found":true,"detail":""},{"name":"iptables nat","engine":"iptables","how":"h","without":"nothing can be redirected","required":true,"found":false,"detail":"no iptables that works"}],"foreign":[]}}'
+ENGINES='{"v":1,"ok":true,"engine":"nftables","engineReason":"--mode says so","kubelet":{"knownBy":"user","detail":"every process of user 0","cgroup":null,"pid":7,"uid":0},"probe":{"release":"6.1.0","ebpf":true,"summary":"s","cgroup":"/c","auto":"ebpf","engines":[{"name":"ebpf","usable":true,"summary":"all there"},{"name":"nftables","usable":true,"summary":"all there too"},{"name":"iptables","usable":false,"summary":"cannot run without iptables nat"}],"facilities":[{"name":"nft owner","engine":"nftables","how":"added a rule","without":"x","required":true,"found":true,"detail":""},{"name":"iptables nat","engine":"iptables","how":"h","without":"nothing can be redirected","required":true,"found":false,"detail":"no iptables that works"}],"foreign":[]}}'
 
 ACCELERATE='{"v":1,"ok":true,"accelerate":{"policy":"auto","level":"proxy","reason":"the probe found nothing against it","learning":true,"sockets":12,"claimed":1572864,"retiring":0,"limits":{"sockets":32768},"events":{}},"pairs":[{"workload":"shop/web","peer":"shop/db","port":5432,"leg":"proxy-to-proxy","verdict":"short","trial":false,"connections":3,"closed":1,"messages":1000000,"bytes":67108864,"tcpMessages":2,"tcpBytes":128,"spills":0},{"workload":"shop/cron","peer":"shop/db","port":80,"leg":"proxy-to-proxy","verdict":"left-alone","trial":false,"why":"brief","until":"2026-01-02T03:04:05Z","messages":64,"bytes":900,"tcpMessages":64,"tcpBytes":900,"spills":2},{"workload":"shop/cron","peer":"(not on this node)","port":9,"leg":"app-to-proxy","verdict":"short","trial":true,"why":"bulk","messages":0,"bytes":0,"tcpMessages":0,"tcpBytes":0,"spills":0}]}'
 WATCHING='{"v":1,"ok":true,"advice":{"state":"watching","workload":"shop/web","left":1}}'
@@ -281,10 +281,16 @@ probe_tells_engines_and_the_choice() {
 	with_agent text "$ENGINES" probe
 	check_equal "$status" 0 status
 	for word in "usable: all there too" "not usable: cannot run without iptables nat" \
-		"would take ebpf" "nftables: --mode says so" "nothing can be redirected (no iptables"; do
+		"would take ebpf" "nftables: --mode says so" \
+		"known by its user: every process of user 0" "nothing can be redirected (no iptables"; do
 		check_has "$out" "$word"
 	done
 	printf '%s\n' "$out" | grep -q "nft owner  *nftables  *found  *added a rule"
+}
+
+probe_tells_a_kubelet_that_is_not_known() {
+	with_agent text "${ENGINES/'"knownBy":"user"'/'"knownBy":"nothing"'}" probe
+	check_has "$out" "not known, its probes of ambient pods go to ztunnel: every process"
 }
 
 probe_tells_found_missing_and_consequence() {
@@ -465,6 +471,7 @@ tap_test "explain of a pod that is not there: 1" unknown_pod_is_1 explain --pod 
 tap_test "probe tells found, missing and the consequence" probe_tells_found_missing_and_consequence
 tap_test "explain by interface, and TPROXY" explain_by_interface_and_tproxy
 tap_test "probe tells engines and the choice" probe_tells_engines_and_the_choice
+tap_test "probe tells that kubelet is not known" probe_tells_a_kubelet_that_is_not_known
 tap_test "probe with engines as JSON" json_is_the_whole_answer "$ENGINES" 0 probe
 tap_test "probe as JSON" json_is_the_whole_answer "$PROBE" 0 probe
 tap_test "accelerate tells the node and each pair" accelerate_tells_the_node_and_each_pair
