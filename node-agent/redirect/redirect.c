@@ -8,6 +8,8 @@
 
 #include "cgroup.h"
 #include "event_loop.h"
+#include "log.h"
+#include "netlink.h"
 #include "netns.h"
 #include "redirect_selftest.h"
 #include "scoped.h"
@@ -598,6 +600,20 @@ static int recover_ebpf(struct redirect *r, struct scan *scan, struct error *err
 	return result;
 }
 
+/* Of engines that an earlier agent had, and that no pod needs any more. */
+static void leave_host(struct redirect *r)
+{
+	for_each_engine (id) {
+		const struct redirect_engine_ops *ops = engine_ops[id];
+		struct error err = {0};
+
+		if (ops->leave_host && !r->engines[id].state && !count_pods(r, id, true) &&
+		    ops->leave_host(r->cfg, &err))
+			log_error(LOG_WARN, &err, "what an engine kept on this host is not removed",
+				  "engine", ops->name, NULL);
+	}
+}
+
 int redirect_recovered(struct redirect *r, uint64_t **ret_cookies, size_t *ret_n, struct error *err)
 {
 	struct scan scan = {.redirect = r};
@@ -611,6 +627,7 @@ int redirect_recovered(struct redirect *r, uint64_t **ret_cookies, size_t *ret_n
 		free(scan.cookies);
 		return result;
 	}
+	leave_host(r);
 	*ret_cookies = scan.cookies;
 	*ret_n = scan.n;
 	return 0;

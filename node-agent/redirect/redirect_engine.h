@@ -83,6 +83,13 @@ struct redirect_engine_ops {
 	/* NULL: the accelerator cannot ride on this engine. */
 	bool (*accelerate_host)(const void *state, struct accelerate_host *ret);
 
+	/*
+	 * An earlier agent had this engine, which has no pod any more: what it keeps in the host's
+	 * own namespace goes. Without an open engine; one that is open sees to it itself. NULL:
+	 * nothing is kept there.
+	 */
+	int (*leave_host)(const struct redirect_config *cfg, struct error *err);
+
 	/* Removes it from one namespace, and from the node; without an open engine. */
 	int (*uninstall)(const struct redirect_config *cfg, const struct redirect_pod *pods,
 			 size_t n_pods, struct error *err);

@@ -892,6 +892,11 @@ static int iptables_uninstall(const struct redirect_config *cfg, const struct re
 	return r;
 }
 
+static int iptables_leave_host(const struct redirect_config *cfg, struct error *err)
+{
+	return probe_snat_uninstall(PROBE_SNAT_IPTABLES_NFT, cfg, err);
+}
+
 static enum kubelet_known iptables_kubelet(void *state, struct kubelet *ret)
 {
 	struct iptables *ipt = state;
@@ -913,5 +918,6 @@ const struct redirect_engine_ops redirect_iptables_ops = {
 	.verify = iptables_verify,
 	.pod_counters = iptables_pod_counters,
 	.kubelet = iptables_kubelet,
+	.leave_host = iptables_leave_host,
 	.uninstall = iptables_uninstall,
 };

@@ -878,6 +878,11 @@ static int nftables_uninstall(const struct redirect_config *cfg, const struct re
 	return -err->code;
 }
 
+static int nftables_leave_host(const struct redirect_config *cfg, struct error *err)
+{
+	return probe_snat_uninstall(PROBE_SNAT_NFTABLES, cfg, err);
+}
+
 static enum kubelet_known nftables_kubelet(void *state, struct kubelet *ret)
 {
 	struct nftables *n = state;
@@ -899,5 +904,6 @@ const struct redirect_engine_ops redirect_nftables_ops = {
 	.verify = nftables_verify,
 	.pod_counters = nftables_pod_counters,
 	.kubelet = nftables_kubelet,
+	.leave_host = nftables_leave_host,
 	.uninstall = nftables_uninstall,
 };

@@ -322,6 +322,37 @@ static enum test_result by_user(enum probe_snat_kind kind)
 	return TEST_OK;
 }
 
+/* The next agent takes another engine, and no pod of this one's is left. */
+static enum test_result left_for_another(enum probe_snat_kind kind, enum redirect_mode next)
+{
+	struct event_loop *loop = NULL;
+	struct redirect *redirect = NULL;
+	uint64_t *cookies = NULL;
+	struct error err = {0};
+	struct probe_snat *snat;
+	struct node n;
+	size_t n_cookies = 1;
+
+	CHECK(!node_open(&n) && !event_loop_new(&loop, &err));
+	snat = open_snat(&n, kind, NULL);
+	CHECK(snat);
+	CHECK(worked(probe_snat_pod(snat, &n.as_pod, &err), &err));
+	probe_snat_close(snat);
+	CHECK(!nothing_is_left());
+	n.cfg.mode = next;
+	n.cfg.iptables = "auto";
+	n.cfg.bpffs_dir = "/nonexistent/sockmesh";
+	CHECK(worked(redirect_open(&n.cfg, loop, &redirect, &err), &err));
+	CHECK(worked(redirect_recovered(redirect, &cookies, &n_cookies, &err), &err));
+	CHECK_EQ(n_cookies, 0);
+	CHECK(nothing_is_left());
+	free(cookies);
+	redirect_close(redirect);
+	event_loop_free(loop);
+	node_close(&n);
+	return TEST_OK;
+}
+
 /* A cgroup that is made again, as by a service that starts again, has another id. */
 static enum test_result cgroup_made_again(enum probe_snat_kind kind)
 {
@@ -687,4 +718,14 @@ TEST(an_address_that_another_pod_has_now_stays)
 	probe_snat_close(snat);
 	node_close(&n);
 	return TEST_OK;
+}
+
+TEST(nftables_goes_when_the_next_agent_has_another_engine)
+{
+	return left_for_another(PROBE_SNAT_NFTABLES, REDIRECT_IPTABLES);
+}
+
+TEST(iptables_goes_when_the_next_agent_has_another_engine)
+{
+	return left_for_another(PROBE_SNAT_IPTABLES_LEGACY, REDIRECT_NFTABLES);
 }
