@@ -2,15 +2,21 @@
 #include "ebpf_engine.h"
 
 #include "error.h"
+#include "monotonic.h"
 #include "netns.h"
 #include "scoped.h"
 #include "test.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { MARK_OTHER_BITS = 0x7000 };
@@ -144,4 +150,68 @@ TEST(only_what_was_off_is_switched_off_again)
 	CHECK_EQ(ebpf_ambient_undo(netns, POD_ADDED_PASSTHROUGH, &err), 0); /* somebody else's */
 	CHECK_EQ(ebpf_ambient_undo(netns, POD_ADDED_ROUTES, &err), 0);	    /* not there */
 	return TEST_OK;
+}
+
+/* A process of that name, which has it when this returns. */
+static pid_t start_kubelet(void)
+{
+	int ready[2];
+	char byte;
+	pid_t pid;
+
+	if (pipe2(ready, O_CLOEXEC) < 0)
+		abort();
+	pid = fork();
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		prctl(PR_SET_NAME, "kubelet");
+		if (write(ready[1], "", 1) == 1)
+			pause();
+		_exit(0);
+	}
+	close(ready[1]);
+	if (pid < 0 || read(ready[0], &byte, 1) != 1)
+		abort();
+	close(ready[0]);
+	return pid;
+}
+
+/* In a network namespace of our own, where no kubelet is but the one that we start. */
+static enum test_result search_for_kubelet(struct ebpf *e)
+{
+	const int64_t long_ms = 10000;
+	int64_t before_ms = monotonic_ms();
+	struct kubelet found = {0};
+	pid_t pid;
+
+	CHECK_EQ(ebpf_kubelet_known(e, &found), KUBELET_KNOWN_NOT);
+	CHECK(e->kubelet_missed_at_ms >= before_ms);
+	pid = start_kubelet();
+	e->kubelet_missed_at_ms = monotonic_ms() + long_ms; /* a moment ago, however slow we are */
+	CHECK_EQ(ebpf_kubelet_known(e, &found), KUBELET_KNOWN_NOT);
+	CHECK_EQ(found.source, KUBELET_UNKNOWN);
+	e->kubelet_missed_at_ms = monotonic_ms() - long_ms;
+	CHECK(ebpf_kubelet_known(e, &found) != KUBELET_KNOWN_NOT);
+	CHECK_EQ(found.pid, pid);
+	CHECK_EQ(e->kubelet_missed_at_ms, 0);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	return TEST_OK;
+}
+
+TEST(who_was_just_looked_for_in_vain_is_not_looked_for_again)
+{
+	const struct redirect_config cfg = {0};
+	struct ebpf e = {.cfg = &cfg};
+	scoped_fd int original = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	enum test_result result;
+
+	if (geteuid() != 0)
+		return TEST_SKIP;
+	e.kubelet = kubelet_bpf__open();
+	CHECK(e.kubelet && original >= 0 && unshare(CLONE_NEWNET) == 0);
+	result = search_for_kubelet(&e);
+	CHECK(setns(original, CLONE_NEWNET) == 0);
+	kubelet_bpf__destroy(e.kubelet);
+	return result;
 }
