@@ -53,6 +53,37 @@ static struct snat_entry *list_find(const struct snat_list *list, const struct i
 	return NULL;
 }
 
+int snat_list_add(struct snat_list *list, const struct snat_entry *entry)
+{
+	struct snat_entry *grown = reallocarray(list->entries, list->n + 1, sizeof(*list->entries));
+
+	if (!grown)
+		return -ENOMEM;
+	list->entries = grown;
+	grown[list->n++] = *entry;
+	return 0;
+}
+
+int snat_list_compare(const struct snat_list *found, const struct snat_list *want, bool ipv6,
+		      struct error *err)
+{
+	char text[IP_ADDRESS_TEXT_MAX];
+	size_t n = 0;
+
+	for (size_t i = 0; i < want->n; i++) {
+		const struct ip_address *address = &want->entries[i].address;
+
+		if (!ipv6 && !ip_address_is_v4(address))
+			continue;
+		n++;
+		if (!list_find(found, address))
+			return error_set(err, ENODEV, "%s is missing",
+					 ip_address_format(address, text));
+	}
+	/* Each is there once, on both sides. */
+	return found->n == n ? 0 : error_set(err, ENODEV, "there are addresses of no pod of ours");
+}
+
 static bool list_has(const struct snat_list *list, const struct snat_entry *entry)
 {
 	const struct snat_entry *found = list_find(list, &entry->address);
@@ -63,17 +94,11 @@ static bool list_has(const struct snat_list *list, const struct snat_entry *entr
 /* An address that a pod before had is the new pod's. */
 static int list_put(struct snat_list *list, const struct snat_entry *entry)
 {
-	struct snat_entry *found = list_find(list, &entry->address), *grown;
+	struct snat_entry *found = list_find(list, &entry->address);
 
-	if (found) {
-		found->cookie = entry->cookie;
-		return 0;
-	}
-	grown = reallocarray(list->entries, list->n + 1, sizeof(*grown));
-	if (!grown)
-		return -ENOMEM;
-	list->entries = grown;
-	grown[list->n++] = *entry;
+	if (!found)
+		return snat_list_add(list, entry);
+	found->cookie = entry->cookie;
 	return 0;
 }
 

@@ -186,7 +186,7 @@ static int look(const struct ipt_host *host, enum iptables_backend backend, bool
 
 static int add_entry(struct snat_list *list, const char *address, const char *comment)
 {
-	struct snat_entry entry = {0}, *grown;
+	struct snat_entry entry = {0};
 	struct error ignored = {0};
 	char text[IP_ADDRESS_TEXT_MAX + 4];
 
@@ -196,12 +196,7 @@ static int add_entry(struct snat_list *list, const char *address, const char *co
 		return 0;
 	if (comment && !strncmp(comment, POD_COMMENT, strlen(POD_COMMENT)))
 		entry.cookie = strtoull(comment + strlen(POD_COMMENT), NULL, 10);
-	grown = reallocarray(list->entries, list->n + 1, sizeof(*grown));
-	if (!grown)
-		return -ENOMEM;
-	list->entries = grown;
-	grown[list->n++] = entry;
-	return 0;
+	return snat_list_add(list, &entry);
 }
 
 static int entries_of_rules(const struct iptables_set *set, struct snat_list *ret)
@@ -501,21 +496,8 @@ static int verify_sets(const struct ipt_host *host, const struct snat_list *want
 	bool any = false;
 	int r = entries_of_sets(host, &found, &any, err);
 
-	for (size_t i = 0; !r && i < want->n; i++) {
-		char text[IP_ADDRESS_TEXT_MAX];
-		bool there = false;
-
-		if (!host->ipv6 && is_of(&want->entries[i], true))
-			continue;
-		for (size_t k = 0; !there && k < found.n; k++)
-			there = ip_address_equal(&found.entries[k].address,
-						 &want->entries[i].address);
-		if (!there)
-			r = error_set(err, ENODEV, "ipset: %s is missing",
-				      ip_address_format(&want->entries[i].address, text));
-	}
-	if (!r && found.n > want->n)
-		r = error_set(err, ENODEV, "ipset: there are addresses of no pod of ours");
+	if (!r && snat_list_compare(&found, want, host->ipv6, err))
+		r = error_wrap(err, "ipset");
 	free(found.entries);
 	return r;
 }

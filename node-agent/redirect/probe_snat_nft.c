@@ -545,8 +545,7 @@ static int see_element(struct nftnl_set_elem *e, void *arg)
 {
 	static const uint8_t mapped[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 	struct reading *reading = arg;
-	struct snat_list *list = reading->entries;
-	struct snat_entry entry = {0}, *grown;
+	struct snat_entry entry = {0};
 	uint32_t length = 0;
 	const void *key = nftnl_set_elem_get(e, NFTNL_SET_ELEM_KEY, &length);
 
@@ -555,12 +554,7 @@ static int see_element(struct nftnl_set_elem *e, void *arg)
 	memcpy(entry.address.bytes, mapped, sizeof(mapped));
 	memcpy(entry.address.bytes + (reading->v6 ? 0 : 12), key, length);
 	entry.cookie = cookie_of(e);
-	grown = reallocarray(list->entries, list->n + 1, sizeof(*grown));
-	if (!grown)
-		return -1;
-	list->entries = grown;
-	grown[list->n++] = entry;
-	return 0;
+	return snat_list_add(reading->entries, &entry);
 }
 
 static int see_elements(const struct nlmsghdr *nlh, void *arg)
@@ -805,27 +799,6 @@ static int verify_family(const struct nft_host *host, enum nft_family family,
 	return r;
 }
 
-static int compare_addresses(const struct snat_list *found, const struct snat_list *want,
-			     struct error *err)
-{
-	char text[IP_ADDRESS_TEXT_MAX];
-
-	for (size_t i = 0; i < want->n; i++) {
-		bool there = false;
-
-		for (size_t k = 0; !there && k < found->n; k++)
-			there = ip_address_equal(&found->entries[k].address,
-						 &want->entries[i].address);
-		if (!there)
-			return error_set(err, ENODEV, "nftables: %s is missing",
-					 ip_address_format(&want->entries[i].address, text));
-	}
-	/* Each is there once, on both sides. */
-	return found->n == want->n
-		       ? 0
-		       : error_set(err, ENODEV, "nftables: there are addresses of no pod of ours");
-}
-
 static int host_verify(void *state, const struct snat_rules *rules, const struct snat_list *want,
 		       struct error *err)
 {
@@ -837,8 +810,8 @@ static int host_verify(void *state, const struct snat_rules *rules, const struct
 
 	for (size_t i = 0; !r && i < n; i++)
 		r = verify_family(host, families[i], rules, &found, err);
-	if (!r)
-		r = compare_addresses(&found, want, err);
+	if (!r && snat_list_compare(&found, want, true, err))
+		r = error_wrap(err, "nftables");
 	free(found.entries);
 	return r;
 }

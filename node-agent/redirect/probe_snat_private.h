@@ -24,6 +24,12 @@ struct snat_list {
 	size_t n;
 };
 
+/* For who reads what is in the kernel: whatever is there, each address once. */
+int snat_list_add(struct snat_list *list, const struct snat_entry *entry); /* -ENOMEM */
+/* -ENODEV names the first difference. ipv6: false: of `want` IPv4 alone is wanted. */
+int snat_list_compare(const struct snat_list *found, const struct snat_list *want, bool ipv6,
+		      struct error *err);
+
 enum snat_who {
 	SNAT_NOBODY, /* kubelet's cgroup is given, and is not there now */
 	SNAT_CGROUP, /* what processes in its cgroup open */
