@@ -11,6 +11,7 @@
 #include "error.h"
 #include "iptables_run.h"
 #include "iptables_text.h"
+#include "netfilter_join.h"
 #include "netfilter_routes.h"
 #include "netlink.h"
 #include "netns.h"
@@ -69,6 +70,24 @@ static bool families_empty(const struct families *f)
 static const char *family_name(bool ipv6)
 {
 	return ipv6 ? "IPv6" : "IPv4";
+}
+
+static bool hooked(const struct iptables_set *set, const char *name)
+{
+	const struct iptables_chain *chain = iptables_set_find(set, name);
+
+	return chain && chain->n_jumps > 0;
+}
+
+/* Nat is the last table to come and the first to go. */
+static enum redirect_presence presence_of(const struct families *f)
+{
+	if (families_empty(f))
+		return REDIRECT_ABSENT;
+	if (families_have(f, MARK_DRAINING))
+		return REDIRECT_DRAINING;
+	return hooked(&f->of[0], IPTABLES_CHAIN_PREFIX "NAT_OUTPUT") ? REDIRECT_ACTIVE
+								     : REDIRECT_PARTIAL;
 }
 
 /* What the kernel has of ours. *ret is to be families_done() even after an error. */
@@ -476,13 +495,21 @@ static int apply_application(struct application *a, struct error *err)
 	if (r)
 		return r;
 	r = apply_routes(a, err);
-	if (!r)
-		r = apply_rules(a, err);
-	if (r)
+	if (r) {
 		undo_surroundings(a);
-	else
-		r = end_surroundings(a, err);
-	return r;
+		return r;
+	}
+	netfilter_join_begin(a->pod);
+	r = apply_rules(a, err);
+	if (r) {
+		undo_surroundings(a);
+		if (families_empty(&a->before) && families_empty(&a->other))
+			netfilter_join_undo(a->pod->netns_fd);
+		return r;
+	}
+	if (presence_of(&a->before) != REDIRECT_ACTIVE && presence_of(&a->other) != REDIRECT_ACTIVE)
+		netfilter_join_end(a->pod);
+	return end_surroundings(a, err);
 }
 
 static int iptables_apply(void *state, const struct redirect_pod *pod, struct error *err)
@@ -520,6 +547,8 @@ static int remove_backend(const struct tools *tools, enum iptables_backend backe
 		r = remove_routes(netns_fd, &now, NETFILTER_ROUTES_NONE, err);
 	if (!r && families_have(&now, MARK_PASSTHROUGH))
 		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
+	if (!r && !families_empty(&now))
+		netfilter_join_undo(netns_fd);
 	return r ? r : change(tools, backend, netns_fd, &now, &nothing, err);
 }
 
@@ -589,6 +618,8 @@ static int end_draining(const struct iptables *ipt, enum iptables_backend backen
 		r = netfilter_routes_set(pod->netns_fd, NETFILTER_ROUTES_TPROXY, false, true, err);
 	if (!r && families_have(now, MARK_AMBIENT) && pod->plan && !pod->plan->ambient)
 		r = netfilter_routes_set(pod->netns_fd, NETFILTER_ROUTES_AMBIENT, false, true, err);
+	if (!r && !pod->nat_goes_on)
+		netfilter_join_undo(pod->netns_fd);
 	return r ? r : change(&ipt->tools, backend, pod->netns_fd, now, &nothing, err);
 }
 
@@ -644,24 +675,6 @@ static int iptables_retire(void *state, const struct redirect_pod *pod, bool *re
 }
 
 /* ---- looking -------------------------------------------------------------------------------- */
-
-static bool hooked(const struct iptables_set *set, const char *name)
-{
-	const struct iptables_chain *chain = iptables_set_find(set, name);
-
-	return chain && chain->n_jumps > 0;
-}
-
-/* Nat is the last table to come and the first to go. */
-static enum redirect_presence presence_of(const struct families *f)
-{
-	if (families_empty(f))
-		return REDIRECT_ABSENT;
-	if (families_have(f, MARK_DRAINING))
-		return REDIRECT_DRAINING;
-	return hooked(&f->of[0], IPTABLES_CHAIN_PREFIX "NAT_OUTPUT") ? REDIRECT_ACTIVE
-								     : REDIRECT_PARTIAL;
-}
 
 /* Of two backends, what says most about new connections. */
 static enum redirect_presence stronger(enum redirect_presence a, enum redirect_presence b)

@@ -17,6 +17,7 @@
 
 #include "conntrack.h"
 #include "error.h"
+#include "netfilter_join.h"
 #include "netfilter_routes.h"
 #include "netlink.h"
 #include "netns.h"
@@ -74,6 +75,20 @@ static struct record record_of(const struct nft_tables *tables)
 		record.ambient |= t->ambient;
 	}
 	return record;
+}
+
+static enum redirect_presence presence_of(const struct nft_tables *tables)
+{
+	const struct nft_table *inet = &tables->tables[0], *ip = &tables->tables[1],
+			       *ip6 = &tables->tables[2];
+
+	if (!tables->any)
+		return REDIRECT_ABSENT;
+	if (record_of(tables).draining)
+		return REDIRECT_DRAINING;
+	if (inet->captures || (ip->captures && ip6->captures))
+		return REDIRECT_ACTIVE;
+	return REDIRECT_PARTIAL;
 }
 
 static int no_memory(struct error *err)
@@ -452,9 +467,17 @@ static int apply_rules(struct application *a, struct error *err)
 
 	if (!r)
 		r = look(a, err);
-	if (!r)
-		r = install(a, err);
-	return r ? r : tidy(a, err);
+	if (r)
+		return r;
+	netfilter_join_begin(a->pod);
+	r = install(a, err);
+	if (r && !a->was.any)
+		netfilter_join_undo(a->pod->netns_fd);
+	if (r)
+		return r;
+	if (presence_of(&a->before) != REDIRECT_ACTIVE)
+		netfilter_join_end(a->pod);
+	return tidy(a, err);
 }
 
 /* The host first: from when the pod has rules on, kubelet is known to them by its source only. */
@@ -493,6 +516,8 @@ static int remove_from(int netns_fd, struct error *err)
 	r = remove_routes(netns_fd, &record, NETFILTER_ROUTES_NONE, err);
 	if (!r && record.passthrough)
 		r = netlink_set_passthrough_address(netns_fd, false, NULL, err);
+	if (!r && tables.any)
+		netfilter_join_undo(netns_fd);
 	return r ? r : commit_deletion(netns_fd, &tables, err);
 }
 
@@ -580,6 +605,8 @@ static int end_draining(const struct redirect_pod *pod, const struct nft_tables 
 		r = netfilter_routes_set(pod->netns_fd, NETFILTER_ROUTES_TPROXY, false, true, err);
 	if (!r && record.ambient && pod->plan && !pod->plan->ambient)
 		r = netfilter_routes_set(pod->netns_fd, NETFILTER_ROUTES_AMBIENT, false, true, err);
+	if (!r && !pod->nat_goes_on)
+		netfilter_join_undo(pod->netns_fd);
 	return r ? r : commit_deletion(pod->netns_fd, tables, err);
 }
 
@@ -641,20 +668,6 @@ static int nftables_retire(void *state, const struct redirect_pod *pod, bool *re
 }
 
 /* ---- looking --------------------------------------------------------------------------------- */
-
-static enum redirect_presence presence_of(const struct nft_tables *tables)
-{
-	const struct nft_table *inet = &tables->tables[0], *ip = &tables->tables[1],
-			       *ip6 = &tables->tables[2];
-
-	if (!tables->any)
-		return REDIRECT_ABSENT;
-	if (record_of(tables).draining)
-		return REDIRECT_DRAINING;
-	if (inet->captures || (ip->captures && ip6->captures))
-		return REDIRECT_ACTIVE;
-	return REDIRECT_PARTIAL;
-}
 
 static int nftables_presence(void *state, uint64_t cookie, int netns_fd,
 			     enum redirect_presence *ret, struct error *err)

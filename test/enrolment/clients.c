@@ -126,6 +126,7 @@ static void add(uint64_t *counter)
 struct attempt {
 	int fd;
 	const union endpoint *to;
+	union endpoint own;
 	uint64_t phase; /* when it began */
 	uint32_t serial;
 	char line[LINE_MAX_BYTES];
@@ -197,11 +198,9 @@ static bool saw_destination(const struct attempt *a, bool captured)
 
 static bool saw_peer(const struct attempt *a)
 {
-	union endpoint own;
-	socklen_t size = sizeof(own);
 	char text[ENDPOINT_TEXT];
 
-	return !getsockname(a->fd, &own.any, &size) && says(a, "peer", endpoint_format(&own, text));
+	return says(a, "peer", endpoint_format(&a->own, text));
 }
 
 static enum outcome judge(struct attempt *a)
@@ -247,9 +246,11 @@ static enum outcome exchange(struct attempt *a, unsigned round)
 static enum outcome converse(struct attempt *a)
 {
 	enum outcome judged, result = GOOD;
+	socklen_t size = sizeof(a->own);
 
 	if (connect(a->fd, &a->to->any, endpoint_size(a->to)) < 0)
 		return failed(a, "connect", -1);
+	getsockname(a->fd, &a->own.any, &size);
 	result = read_line(a);
 	if (result != GOOD)
 		return result;
@@ -265,14 +266,15 @@ static void note_example(const struct attempt *a, enum outcome outcome, int64_t 
 {
 	static const char *const phases[PHASES] = {"either", "direct", "enrolled"};
 	uint64_t now = __atomic_load_n(&run.shared->phase, __ATOMIC_SEQ_CST);
-	char text[ENDPOINT_TEXT];
+	char own[ENDPOINT_TEXT], to[ENDPOINT_TEXT];
 
 	if (__atomic_add_fetch(&run.examples, 1, __ATOMIC_SEQ_CST) > EXAMPLES)
 		return;
 	fprintf(stderr,
-		"%s to %s after %lld ms, began in phase %llu (%s), ended in %llu (%s): %s %s\n",
-		outcome_names[outcome], endpoint_format(a->to, text), (long long)took,
-		(unsigned long long)a->phase / PHASES, phases[a->phase % PHASES],
+		"%s from %s to %s after %lld ms, began in phase %llu (%s), ended in %llu (%s): "
+		"%s %s\n",
+		outcome_names[outcome], endpoint_format(&a->own, own), endpoint_format(a->to, to),
+		(long long)took, (unsigned long long)a->phase / PHASES, phases[a->phase % PHASES],
 		(unsigned long long)now / PHASES, phases[now % PHASES], a->why, a->line);
 }
 
