@@ -42,6 +42,11 @@ static struct enrol_step next_of_unwanted(const struct enrol_view *v)
 	if (v->enrolled == POD_SKIP && v->ztunnel == ENROL_ZTUNNEL_HAS_IT)
 		return step(ENROL_RELEASE, ENROL_STATUS_NONE,
 			    "the pod is not to be redirected, and ztunnel still has it");
+	/* What it says of itself stays as long as it may be true. */
+	if (v->enrolled == POD_SKIP && v->perhaps_orphan)
+		return step(ENROL_WAIT, ENROL_STATUS_KEEP,
+			    "the pod is not to be redirected, and may be one that the kernel still "
+			    "redirects: its network namespace is not found yet");
 	if (v->enrolled == POD_SKIP)
 		return step(ENROL_NOTHING, ENROL_STATUS_NONE, "the pod is not to be redirected");
 	if (!v->netns_known)

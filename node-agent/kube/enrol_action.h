@@ -37,6 +37,7 @@ struct enrol_view {
 	enum pod_mode enrolled; /* what the kernel has; POD_SKIP: nothing. Never POD_UNDECIDED */
 	bool ours;		/* this agent, or one before it, had enrolled the pod */
 	bool plan_differs;	/* the kernel's plan is not today's */
+	bool perhaps_orphan;	/* it may be one of those that the kernel has and nobody knows */
 	bool addresses_differ;	/* what is kept by address (probes) is not today's */
 
 	bool creating; /* the CNI plugin waits for an answer; there is no API object yet */

@@ -40,6 +40,7 @@ struct look {
 	struct pod_facts facts;
 	struct pod_decision decision;
 	struct enrol_step step;
+	bool is_orphan; /* not registered, but redirected by an agent whose records are lost */
 };
 
 /* kp NULL: what the request says, or without one the entry. */
@@ -194,12 +195,18 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 		.repairs = e->cfg.repair->redirect,
 	};
 
+	if (look->is_orphan) {
+		v.enrolled = POD_SIDECAR; /* or ambient: it is to be replaced in any case */
+		v.plan_differs = true;
+	}
 	if (is_enrolled(entry))
 		v.plan_differs =
 			entry->orphan || !registration_is_planned(entry, &look->decision.settings);
 	if (kp) {
 		v.asked = json_object_get(kp->annotations, REDIRECTION);
 		v.ours = kp->status != NULL;
+		v.perhaps_orphan = !entry && v.ours && look->m->found_fd < 0 &&
+				   registration_has_orphan(e->cfg.registration, -1);
 		v.ended = kube_pod_ended(kp);
 		v.validation = validation_of(kp);
 	}
@@ -658,7 +665,7 @@ static void withdraw(struct enrolment *e, const struct look *look)
 	if (look->entry && was_found(look->entry) && over) {
 		registration_forget_found(e->cfg.registration, look->m->uid);
 		r = is_enrolled(enrolment_entry(e, look->kp, look->m->uid)) ? -EIO : 0;
-	} else if (is_enrolled(look->entry)) {
+	} else if (is_enrolled(look->entry) || look->is_orphan) {
 		r = apply(e, look, &err);
 	}
 	if (r && !over) {
@@ -673,6 +680,7 @@ static void withdraw(struct enrolment *e, const struct look *look)
 		return;
 	}
 	no_trouble(look->m);
+	forget_found(look->m); /* its entry has the path */
 	e->left++;
 	if (!over)
 		log_write(LOG_INFO, "pod left the mesh while it runs", "namespace", look->m->ns,
@@ -729,6 +737,8 @@ static bool look_at(struct enrolment *e, struct member *m, struct look *ret, str
 	ret->kp = e->store ? kube_store_pod_uid(e->store, m->uid) : NULL;
 	ret->entry = enrolment_entry(e, ret->kp, m->uid);
 	drop_stale_found(m, ret->entry);
+	ret->is_orphan = !ret->entry && m->found_fd >= 0 &&
+			 registration_has_orphan(e->cfg.registration, m->found_fd);
 	if (!ret->kp && ret->entry && ret->entry->record)
 		ret->record = json_loads(ret->entry->record, 0, NULL);
 	enrolment_facts(e, ret->kp, ret->entry, NULL, &ret->facts);

@@ -397,9 +397,8 @@ static int find_engine(struct redirect *r, struct known_pod *known, int netns_fd
 	return 0;
 }
 
-/* NULL with err set: it cannot be known. */
-static struct known_pod *find_known(struct redirect *r, const struct redirect_pod *pod,
-				    struct error *err)
+struct known_pod *redirect_find(struct redirect *r, const struct redirect_pod *pod,
+				struct error *err)
 {
 	struct known_pod *known = redirect_known(r, pod->cookie);
 
@@ -437,7 +436,7 @@ int redirect_apply(struct redirect *r, const struct redirect_pod *pod, struct er
 	bool was_known = redirect_known(r, pod->cookie);
 	int result;
 
-	known = find_known(r, pod, err);
+	known = redirect_find(r, pod, err);
 	if (!known)
 		return -err->code;
 	result = choose_for_known(r, known, pod->plan, &to, &reason, err);
@@ -635,7 +634,7 @@ int redirect_recovered(struct redirect *r, uint64_t **ret_cookies, size_t *ret_n
 
 int redirect_adopt(struct redirect *r, const struct redirect_pod *pod, struct error *err)
 {
-	struct known_pod *known = find_known(r, pod, err);
+	struct known_pod *known = redirect_find(r, pod, err);
 	const struct engine *engine;
 	enum engine_id to;
 

@@ -129,10 +129,10 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 
 int redirect_release(struct redirect *r, const struct redirect_pod *pod, struct error *err)
 {
-	struct known_pod *known = redirect_known(r, pod->cookie);
+	struct known_pod *known = redirect_find(r, pod, err);
 
 	if (!known)
-		return 0;
+		return -err->code;
 	if (known->engine != ENGINE_NONE)
 		known->draining |= 1u << known->engine;
 	known->engine = ENGINE_NONE;

@@ -50,6 +50,9 @@ struct redirect {
 /* ---- redirect.c ---- */
 
 struct known_pod *redirect_known(const struct redirect *r, uint64_t cookie); /* NULL: not known */
+/* The same, or what an earlier agent left there. NULL with err set: it cannot be known. */
+struct known_pod *redirect_find(struct redirect *r, const struct redirect_pod *pod,
+				struct error *err);
 
 /*
  * An eBPF engine that is not preferred and has no pod any more leaves the node. Returns whether

@@ -534,16 +534,38 @@ static void undo_apply(struct registration *reg, const struct pod *pod, int netn
 			  pod->container_id, "interface", pod->if_name, NULL);
 }
 
-/* An orphan of this namespace is no orphan any more. */
-static void drop_orphan(struct registration *reg, uint64_t cookie)
+static struct pod *orphan_of(const struct registration *reg, uint64_t cookie)
 {
-	for (size_t i = pod_table_count(reg->table); i > 0; i--) {
-		struct pod *pod = pod_table_at(reg->table, i - 1);
+	for (size_t i = 0; i < pod_table_count(reg->table); i++) {
+		struct pod *pod = pod_table_at(reg->table, i);
 
 		/* One with a record is another attachment's, or the one that is being replaced. */
 		if (pod->orphan && !pod->record && pod->cookie == cookie)
-			pod_table_remove(reg->table, pod);
+			return pod;
 	}
+	return NULL;
+}
+
+bool registration_has_orphan(const struct registration *reg, int netns_fd)
+{
+	struct error ignored = {0};
+	struct netns_id id;
+
+	if (netns_fd >= 0)
+		return !netns_identify(netns_fd, &id, &ignored) && orphan_of(reg, id.cookie);
+	for (size_t i = 0; i < pod_table_count(reg->table); i++)
+		if (pod_table_at(reg->table, i)->orphan && !pod_table_at(reg->table, i)->record)
+			return true;
+	return false;
+}
+
+/* An orphan of this namespace is no orphan any more. */
+static void drop_orphan(struct registration *reg, uint64_t cookie)
+{
+	struct pod *orphan;
+
+	while ((orphan = orphan_of(reg, cookie)))
+		pod_table_remove(reg->table, orphan);
 }
 
 /* The pod lives on without redirection: what was captured goes on to its end. */
@@ -566,6 +588,14 @@ static int let_go(struct registration *reg, const struct pod *old, int netns_fd,
 static int release_replaced(struct registration *reg, const struct pod *old, const struct pod *pod,
 			    int netns_fd, struct error *err)
 {
+	const struct pod *orphan = orphan_of(reg, pod->cookie);
+
+	if (orphan && pod->mode == POD_SKIP && netns_fd >= 0) {
+		int r = let_go(reg, orphan, netns_fd, err);
+
+		if (r)
+			return r;
+	}
 	if (!old || (old->cookie == pod->cookie && pod->mode != POD_SKIP))
 		return 0;
 	if (old->cookie == pod->cookie && netns_fd >= 0)
@@ -599,8 +629,7 @@ static int commit(struct registration *reg, struct pod *pod, int netns_fd, struc
 	json_decref(pod->annotations);
 	json_decref(pod->labels);
 	pod->annotations = pod->labels = NULL;
-	if (pod->mode != POD_SKIP)
-		drop_orphan(reg, pod->cookie);
+	drop_orphan(reg, pod->cookie);
 	r = pod_table_put(reg->table, pod, err); /* cannot fail: there is room */
 	if (pod->mode != POD_SKIP)
 		registration_accelerate(reg, pod);

@@ -73,6 +73,12 @@ int registration_redecide(struct registration *reg, const struct pod *pod,
 /* Is what these settings mean already the entry's plan? */
 bool registration_is_planned(const struct pod *pod, const struct redirect_settings *settings);
 
+/*
+ * Is this the namespace of an orphan, of which nobody knows whose it is? -1: is there such an
+ * orphan at all? A pod that is found in it takes its place (registration_add_found()).
+ */
+bool registration_has_orphan(const struct registration *reg, int netns_fd);
+
 /* For a pod that was found: it has ended. One that a plugin has added stays until its del. */
 void registration_forget_found(struct registration *reg, const char *uid);
 

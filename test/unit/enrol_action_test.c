@@ -66,6 +66,24 @@ TEST(new_pod_with_the_plugin_present)
 	return TEST_OK;
 }
 
+TEST(a_pod_whose_record_is_lost_is_not_called_clean_before_it_is_found)
+{
+	struct enrol_view v = ready;
+
+	v.wanted = POD_SKIP;
+	v.ours = true;
+	v.netns_known = false;
+	v.perhaps_orphan = true;
+	CHECK_STEP(&v, ENROL_WAIT, ENROL_STATUS_KEEP, "still redirects");
+	v.netns_known = true; /* found, and it was one */
+	v.perhaps_orphan = false;
+	v.enrolled = POD_SIDECAR;
+	CHECK_STEP(&v, ENROL_WITHDRAW, ENROL_STATUS_NONE, "not to be redirected any more");
+	v.enrolled = POD_SKIP; /* or was none */
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_NONE, "not to be redirected");
+	return TEST_OK;
+}
+
 TEST(new_pod_while_ztunnel_is_absent_may_be_admitted)
 {
 	struct enrol_view v = ready;
