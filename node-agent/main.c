@@ -104,6 +104,14 @@ static void on_sweep(void *arg)
 	registration_sweep(agent->registration);
 }
 
+static void on_namespaces_ended(void *arg)
+{
+	struct agent *agent = arg;
+
+	if (agent->registration) /* not yet while pods are taken over */
+		registration_sweep(agent->registration);
+}
+
 static void on_slice(void *arg);
 
 static void reconcile_slice(struct agent *agent)
@@ -390,6 +398,7 @@ static int start(struct agent *agent, struct error *err)
 	agent->options.redirect.instance = run_dir_instance(options->run_dir);
 	agent->options.redirect.open_netns = reopen_netns;
 	agent->options.redirect.visit_pod = visit_pod;
+	agent->options.redirect.namespaces_ended = on_namespaces_ended;
 	agent->options.redirect.pods_arg = agent;
 	r = redirect_open(&options->redirect, agent->loop, &agent->redirect, err);
 	if (r) {

@@ -293,6 +293,44 @@ int netlink_namespace_lives(int id, bool *ret, struct error *err)
 	return 0;
 }
 
+int netlink_ended_open(int *ret_fd, struct error *err)
+{
+	scoped_fd int fd =
+		socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE);
+	struct sockaddr_nl address = {.nl_family = AF_NETLINK};
+	int group = RTNLGRP_NSID;
+
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+	    setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof(group)) < 0)
+		return error_set(err, errno, "hear of namespaces that end");
+	*ret_fd = take_fd(&fd);
+	return 0;
+}
+
+void netlink_ended_read(int fd, void (*fn)(int id, void *arg), void *arg)
+{
+	_Alignas(NLMSG_ALIGNTO) char buf[4096];
+
+	for (;;) {
+		const struct nlmsghdr *nlh = (const struct nlmsghdr *)buf;
+		int n = (int)recv(fd, buf, sizeof(buf), 0);
+
+		if (n < 0 && (errno == EINTR || errno == ENOBUFS))
+			continue;
+		if (n <= 0)
+			return;
+		for (; mnl_nlmsg_ok(nlh, n); nlh = mnl_nlmsg_next(nlh, &n)) {
+			int id = NETNSA_NSID_NOT_ASSIGNED;
+
+			if (nlh->nlmsg_type != RTM_DELNSID)
+				continue;
+			read_namespace_id(nlh, &id);
+			if (id >= 0)
+				fn(id, arg);
+		}
+	}
+}
+
 /* ---- monitor -------------------------------------------------------------------------------- */
 
 int netlink_monitor_open(int *ret_fd, struct error *err)

@@ -45,6 +45,14 @@ int netlink_namespace_id(int netns_fd, int *ret_id, struct error *err);
 /* Is there still a namespace that ours knows by this id? RTM_GETNSID with NETNSA_NSID, 4.20. */
 int netlink_namespace_lives(int id, bool *ret, struct error *err);
 
+/*
+ * An id is given to another namespace as soon as its own has ended: that it is in use says nothing
+ * of who had it before. This non-blocking socket tells of ids that are given up. Reading ends
+ * without an error when nothing is left, and also when the kernel had to drop some.
+ */
+int netlink_ended_open(int *ret_fd, struct error *err);
+void netlink_ended_read(int fd, void (*fn)(int id, void *arg), void *arg);
+
 /* The monitor's socket, non-blocking. */
 int netlink_monitor_open(int *ret_fd, struct error *err);
 

@@ -19,12 +19,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 
 static const struct redirect_engine_ops *const engine_ops[REDIRECT_ENGINES] = {
 	[ENGINE_EBPF] = &redirect_ebpf_ops,
 	[ENGINE_NFTABLES] = &redirect_nftables_ops,
 	[ENGINE_IPTABLES] = &redirect_iptables_ops,
 };
+
+enum { ENDED_PAUSE_MS = 200 };
 
 #define for_each_engine(id) for (enum engine_id id = 0; (id) < ENGINE_NONE; (id)++)
 
@@ -39,6 +42,70 @@ struct known_pod *redirect_known(const struct redirect *r, uint64_t cookie)
 	return known;
 }
 
+bool redirect_known_ended(const struct known_pod *known)
+{
+	struct error ignored = {0};
+	bool lives = false;
+
+	if (known->namespace_id < 0)
+		return false;
+	return known->has_ended ||
+	       (!netlink_namespace_lives(known->namespace_id, &lives, &ignored) && !lives);
+}
+
+static int open_netns(const struct redirect *r, uint64_t cookie)
+{
+	struct error ignored = {0};
+	int fd = -1;
+
+	if (!r->cfg->open_netns || r->cfg->open_netns(r->cfg->pods_arg, cookie, &fd, &ignored))
+		return -1;
+	return fd;
+}
+
+/* Several end together, and the kernel needs a moment to clear each away. */
+static void on_ended_later(void *arg)
+{
+	struct redirect *r = arg;
+
+	r->ended_timer = NULL; /* it frees itself */
+	r->cfg->namespaces_ended(r->cfg->pods_arg);
+}
+
+static void tell_ended(struct redirect *r)
+{
+	struct error ignored = {0};
+
+	/* Who asks from time to time finds out in any case. */
+	if (r->cfg->namespaces_ended && !r->ended_timer)
+		event_loop_add_timer(r->loop, ENDED_PAUSE_MS, 0, on_ended_later, r, &r->ended_timer,
+				     &ignored);
+}
+
+/* Its next one may have had the id before we heard of the end of the one before. */
+static void on_ended(int id, void *arg)
+{
+	struct redirect *r = arg;
+
+	for (size_t i = 0; i < KNOWN_BUCKETS; i++)
+		for (struct known_pod *known = r->pods[i]; known; known = known->next) {
+			scoped_fd int fd = -1;
+
+			if (known->namespace_id != id || known->has_ended)
+				continue;
+			fd = open_netns(r, known->cookie);
+			known->has_ended = fd < 0;
+			if (known->has_ended)
+				tell_ended(r);
+		}
+}
+
+static void on_ended_ready(int fd, uint32_t events, void *arg)
+{
+	(void)events;
+	netlink_ended_read(fd, on_ended, arg);
+}
+
 static struct known_pod *known_new(struct redirect *r, uint64_t cookie, int netns_fd)
 {
 	struct known_pod *known = calloc(1, sizeof(*known));
@@ -50,6 +117,9 @@ static struct known_pod *known_new(struct redirect *r, uint64_t cookie, int netn
 	known->engine = ENGINE_NONE;
 	if (netns_fd < 0 || netlink_namespace_id(netns_fd, &known->namespace_id, &ignored))
 		known->namespace_id = -1;
+	/* What had this id before is to be told apart before there are two of them. */
+	if (r->ended_fd >= 0)
+		netlink_ended_read(r->ended_fd, on_ended, r);
 	known->next = r->pods[cookie % KNOWN_BUCKETS];
 	r->pods[cookie % KNOWN_BUCKETS] = known;
 	return known;
@@ -232,6 +302,15 @@ static int open_left_engine(struct redirect *r, struct error *err)
 	return result ? 0 : redirect_drain_watch(r, err);
 }
 
+static int watch_ended(struct redirect *r, struct error *err)
+{
+	int result = netlink_ended_open(&r->ended_fd, err);
+
+	return result ? result
+		      : event_loop_add_fd(r->loop, r->ended_fd, EPOLLIN, on_ended_ready, r,
+					  &r->ended_source, err);
+}
+
 int redirect_open(const struct redirect_config *cfg, struct event_loop *loop, struct redirect **ret,
 		  struct error *err)
 {
@@ -245,8 +324,14 @@ int redirect_open(const struct redirect_config *cfg, struct event_loop *loop, st
 		return error_set(err, ENOMEM, "open the redirect engine");
 	r->cfg = cfg;
 	r->loop = loop;
+	r->ended_fd = -1;
 	for_each_engine (id)
 		r->engines[id].ops = engine_ops[id];
+	result = watch_ended(r, err);
+	if (result) {
+		redirect_close(r);
+		return result;
+	}
 	if (cfg->mode == REDIRECT_AUTO)
 		result = choose_for_node(r, err);
 	else
@@ -266,6 +351,9 @@ void redirect_close(struct redirect *r)
 	if (!r)
 		return;
 	event_loop_remove(r->drain_source);
+	event_loop_remove(r->ended_source);
+	event_loop_remove(r->ended_timer);
+	scoped_close(&r->ended_fd);
 	for_each_engine (id)
 		if (r->engines[id].state)
 			engine_ops[id]->close(r->engines[id].state);
@@ -654,9 +742,9 @@ bool redirect_netns_gone(struct redirect *r, uint64_t cookie)
 {
 	const struct known_pod *known = redirect_known(r, cookie);
 	const struct engine *ebpf = &r->engines[ENGINE_EBPF];
-	struct error ignored = {0};
-	bool lives = false;
 
+	if (known && known->has_ended)
+		return true;
 	/* What this agent cannot look into may live. */
 	if (!ebpf->state && is_installed(r, ENGINE_EBPF, cookie))
 		return false;
@@ -664,20 +752,10 @@ bool redirect_netns_gone(struct redirect *r, uint64_t cookie)
 		return false;
 	if (!known || known->namespace_id < 0)
 		return true;
-	return !netlink_namespace_lives(known->namespace_id, &lives, &ignored) && !lives;
+	return redirect_known_ended(known);
 }
 
 /* ---- questions ------------------------------------------------------------------------------ */
-
-static int open_netns(const struct redirect *r, uint64_t cookie)
-{
-	struct error ignored = {0};
-	int fd = -1;
-
-	if (!r->cfg->open_netns || r->cfg->open_netns(r->cfg->pods_arg, cookie, &fd, &ignored))
-		return -1;
-	return fd;
-}
 
 static bool lists_address(int netns_fd, const struct ip_address *a)
 {

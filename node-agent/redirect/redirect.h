@@ -61,7 +61,9 @@ struct redirect_config {
 	/* Calls fn with a pod as it is to be applied, its namespace open. -ENOENT: it cannot. */
 	int (*visit_pod)(void *arg, uint64_t cookie, redirect_visit_fn fn, void *fn_arg,
 			 struct error *err);
-	void *pods_arg; /* of both */
+	/* A pod's namespace has ended, or several. Not called from within any call. NULL: fine. */
+	void (*namespaces_ended)(void *arg);
+	void *pods_arg; /* of all of these */
 };
 
 int redirect_open(const struct redirect_config *cfg, struct event_loop *loop, struct redirect **ret,

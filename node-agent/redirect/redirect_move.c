@@ -182,14 +182,11 @@ static int drain_pod(const struct redirect_pod *pod, void *arg, struct error *er
 static void drain_unreachable(struct redirect *r, struct known_pod *known)
 {
 	struct redirect_pod pod = {.cookie = known->cookie, .netns_fd = -1};
-	struct error ignored = {0};
-	bool lives = false;
 
 	if (known->draining & (1u << ENGINE_EBPF))
 		drain_engine(r, known, ENGINE_EBPF, &pod);
 	/* It may only not be to be opened just now. */
-	if (known->namespace_id >= 0 &&
-	    (netlink_namespace_lives(known->namespace_id, &lives, &ignored) || lives))
+	if (known->namespace_id >= 0 && !redirect_known_ended(known))
 		return;
 	known->beside_ebpf = false;
 	known->draining &= 1u << ENGINE_EBPF;

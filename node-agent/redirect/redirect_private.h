@@ -24,7 +24,8 @@ struct engine {
 struct known_pod { /* what the agent itself remembers of a pod; the kernel has the rest */
 	struct known_pod *next;
 	uint64_t cookie;
-	int namespace_id;	 /* by which our namespace knows it */
+	int namespace_id;	 /* by which our namespace knows it, until it ends */
+	bool has_ended;		 /* from then on that is another one's */
 	enum engine_id engine;	 /* that captures its new connections */
 	unsigned draining;	 /* bits of engine_id */
 	bool beside_ebpf;	 /* its rules are of that kind until eBPF has drained */
@@ -44,6 +45,8 @@ struct redirect {
 	char reason[800];
 	struct known_pod *pods[KNOWN_BUCKETS];
 	struct event_source *drain_source;
+	int ended_fd; /* tells of namespaces that end; -1: it could not be had */
+	struct event_source *ended_source, *ended_timer;
 	uint64_t healed, moves, fallbacks;
 };
 
@@ -53,6 +56,9 @@ struct known_pod *redirect_known(const struct redirect *r, uint64_t cookie); /* 
 /* The same, or what an earlier agent left there. NULL with err set: it cannot be known. */
 struct known_pod *redirect_find(struct redirect *r, const struct redirect_pod *pod,
 				struct error *err);
+
+/* Has its namespace ended, as far as its id tells? Not, when it has none. */
+bool redirect_known_ended(const struct known_pod *known);
 
 /*
  * An eBPF engine that is not preferred and has no pod any more leaves the node. Returns whether
