@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.." || exit 1
 export BUILD_DIR=${BUILD_DIR:-build} SCALE=${SCALE:-ci}
 SUITES_DIR=${SUITES_DIR:-test}
 STRICT=${STRICT:-0}
-ALL_SUITES=(unit plugin ctl agent kube zds contract enrolment cluster accelerate proxies programs runtime)
+ALL_SUITES=(unit plugin ctl agent kube zds contract enrolment restarts cluster accelerate proxies programs runtime)
 case $SCALE in
 ci) SUITE_TIMEOUT=${SUITE_TIMEOUT:-600} ;;
 full) SUITE_TIMEOUT=${SUITE_TIMEOUT:-7200} ;;

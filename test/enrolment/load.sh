@@ -3,7 +3,9 @@
 #
 # Pods that move into the mesh and out of it under load, many at once, and while everything around
 # them fails: a real API server with etcd, real namespaces and processes. Prints TAP, with figures
-# as comments. Environment: ENGINE (auto), SCALE (ci, full), ONLY (regular expression of claims).
+# as comments. Environment: ENGINE (auto), SCALE (ci, full), ONLY (regular expression of claims),
+# LOAD_SUITE=1 (what the suite restarts runs: a part of it, with each engine). It needs the API server
+# that `make test-cluster` builds and keeps in build/cache.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -27,12 +29,13 @@ case $SCALE in
 full) FLIPS=1000 CLIENTS=100 CROWD=250 ;;
 *) FLIPS=40 CLIENTS=20 CROWD=60 ;;
 esac
+LOAD_SUITE=${LOAD_SUITE:-}
+[ -z "$LOAD_SUITE" ] || FLIPS=10
 FLIPS=${LOAD_FLIPS:-$FLIPS} CLIENTS=${LOAD_CLIENTS:-$CLIENTS} CROWD=${LOAD_CROWD:-$CROWD}
 AMBIENT='{"istio.io/dataplane-mode":"ambient"}'
 NOT_AMBIENT='{"istio.io/dataplane-mode":null}'
 REDIRECTION=ambient.istio.io/redirection
 CLIENT_PROGRAM=$BUILD_DIR/test/enrolment/clients
-SERVERS=() # process groups
 
 node_enter "$@"
 
@@ -49,7 +52,7 @@ is_wanted() { # PART
 
 check() { # CLAIM FUNCTION [ARG...]
 	[[ $1 =~ $ONLY ]] || return 0
-	tap_test "$@"
+	tap_test "${LOAD_SUITE:+$ENGINE: }$1" "${@:2}"
 	figures
 }
 
@@ -83,12 +86,19 @@ close_all() {
 	cluster_close
 }
 
+# Servers are process groups. Their names are in files, for tests are subshells.
+server() { # NAME GROUP
+	remember "server-$1" "$2"
+}
+
 servers_end() {
-	local group
-	for group in "${SERVERS[@]}"; do
+	local file group
+	for file in "$NODE_DIR"/server-*.pid; do
+		[ -e "$file" ] || continue
+		file=${file##*/}
+		group=$(recall "${file%.pid}")
 		kill -KILL -- "-$group" 2>/dev/null || true
 	done
-	SERVERS=()
 }
 
 percentile() { # PERCENT: of the numbers on standard input
@@ -150,8 +160,8 @@ flip() { # LABELS MODE PHASE
 	local start
 	phase either
 	start=$(now_us)
-	label_pod flipped "$1"
-	poll_until 20 mode_is flipped "$2" || {
+	label_pod "$FLIPPED" "$1"
+	poll_until 20 mode_is "$FLIPPED" "$2" || {
 		echo "not $2 after 20 s"
 		return 1
 	}
@@ -161,11 +171,12 @@ flip() { # LABELS MODE PHASE
 }
 
 flips_setup() {
-	run_pod flipped
-	SERVERS+=("$(nsenter --net="/run/netns/flipped" -- "$PROGRAMS/reporter" --echo app dual:8080)")
-	SERVERS+=("$(node_exec "$PROGRAMS/reporter" --echo server dual:8080)")
-	ztunnel_listens flipped
-	for netns in flipped "$NODE_NETNS"; do
+	rm -f "$NODE_DIR"/flips-*
+	run_pod "$FLIPPED"
+	server app "$(nsenter --net="/run/netns/$FLIPPED" -- "$PROGRAMS/reporter" --echo app dual:8080)"
+	server node "$(node_exec "$PROGRAMS/reporter" --echo server dual:8080)"
+	ztunnel_listens "$FLIPPED"
+	for netns in "$FLIPPED" "$NODE_NETNS"; do
 		ip netns exec "$netns" sysctl -qw net.ipv4.tcp_tw_reuse=1 \
 			net.ipv4.ip_local_port_range="20000 60000"
 	done
@@ -175,18 +186,18 @@ HELD=20 HELD_TO=10
 
 # ztunnel's own to the application, under the address of whoever has asked it.
 ztunnel_holds() {
-	hold_start self-enrolled as_ztunnel flipped "$PROGRAMS/hold" --idle 10 --busy 10 --mark 0x539 \
+	hold_start self-enrolled as_ztunnel "$FLIPPED" "$PROGRAMS/hold" --idle 10 --busy 10 --mark 0x539 \
 		--source 10.99.1.1:0 --source '[fd00:99:1::1]:0' --label app \
-		"${POD_IP4[flipped]}:8080" "[${POD_IP6[flipped]}]:8080"
+		"${POD_IP4[$FLIPPED]}:8080" "[${POD_IP6[$FLIPPED]}]:8080"
 }
 
 long_lived() { # GENERATION OUT-LABEL IN-LABEL
 	local original=()
 	[ "$1" = direct ] || original=(--original)
-	hold_start "out-$1" pod_run flipped app "$APP_UID" "$PROGRAMS/hold" --idle 10 --busy 10 \
+	hold_start "out-$1" pod_run "$FLIPPED" app "$APP_UID" "$PROGRAMS/hold" --idle 10 --busy 10 \
 		"${original[@]}" --label "$2" 10.88.0.1:8080 '[fd88::1]:8080' &&
 		hold_start "in-$1" node_exec "$PROGRAMS/hold" --idle 10 --busy 10 "${original[@]}" \
-			--label "$3" "${POD_IP4[flipped]}:8080" "[${POD_IP6[flipped]}]:8080"
+			--label "$3" "${POD_IP4[$FLIPPED]}:8080" "[${POD_IP6[$FLIPPED]}]:8080"
 }
 
 counter() { # NAME COUNTER
@@ -210,14 +221,14 @@ clients_start() {
 	local run=("$CLIENT_PROGRAM" run --clients $((CLIENTS / 4)))
 	local out=("${run[@]}" --direct server --enrolled zt-out)
 	local in=("${run[@]}" --peer --direct app --enrolled zt-in)
-	load_start out4 pod_run flipped app "$APP_UID" "${out[@]}" --slot 0 "$NODE_DIR/phase" 10.88.0.1:8080
-	load_start out6 pod_run flipped app "$APP_UID" "${out[@]}" --slot 1 "$NODE_DIR/phase" '[fd88::1]:8080'
-	load_start in4 node_exec "${in[@]}" --slot 2 "$NODE_DIR/phase" "${POD_IP4[flipped]}:8080"
-	load_start in6 node_exec "${in[@]}" --slot 3 "$NODE_DIR/phase" "[${POD_IP6[flipped]}]:8080"
+	load_start out4 pod_run "$FLIPPED" app "$APP_UID" "${out[@]}" --slot 0 "$NODE_DIR/phase" 10.88.0.1:8080
+	load_start out6 pod_run "$FLIPPED" app "$APP_UID" "${out[@]}" --slot 1 "$NODE_DIR/phase" '[fd88::1]:8080'
+	load_start in4 node_exec "${in[@]}" --slot 2 "$NODE_DIR/phase" "${POD_IP4[$FLIPPED]}:8080"
+	load_start in6 node_exec "${in[@]}" --slot 3 "$NODE_DIR/phase" "[${POD_IP6[$FLIPPED]}]:8080"
 }
 
 test_flips() {
-	local i
+	local i FLIPPED=flipped-$ENGINE
 	flips_setup
 	phase direct
 	chmod 0666 "$NODE_DIR/phase" # the clients are the pod's application's
@@ -241,6 +252,10 @@ test_flips() {
 		tail -n 1 "$NODE_DIR/$i.said" >"$NODE_DIR/$i.result"
 		figure "open all the time, $i: $(cat "$NODE_DIR/$i.result")"
 	done
+	for i in out in hbone; do
+		ztunnel_leaves "$FLIPPED-$i"
+	done
+	end_pod "$FLIPPED"
 }
 
 test_flip_counter() { # COUNTER...
@@ -269,6 +284,27 @@ check_flips() {
 	check "under load: connections from before the first label stay" test_flip_held out-direct in-direct
 	check "under load: so do those to ztunnel" test_flip_held out-enrolled in-enrolled
 	check "under load: and those of ztunnel to the application" test_flip_held self-enrolled
+	servers_end
+}
+
+# A client that comes back to its port, when conntrack has begun in between.
+test_same_port() {
+	local pod=again-$ENGINE client
+	run_pod "$pod"
+	cell_serves "$pod"
+	pod_run "$pod" app "$APP_UID" "$PROGRAMS/reporter" --echo app dual:8081 >/dev/null
+	rm -f "$NODE_DIR/again."*
+	node_exec sysctl -qw net.ipv4.tcp_tw_reuse=1
+	node_exec python3 -EsB test/enrolment/again.py "$NODE_DIR/again.go" 31001 \
+		"${POD_IP4[$pod]}" "${POD_IP6[$pod]}" 8081 >"$NODE_DIR/again.said" 2>&1 &
+	client=$!
+	wait_for 10 grep -qx open "$NODE_DIR/again.said"
+	label_pod "$pod" "$AMBIENT"
+	wait_for 20 mode_is "$pod" ambient
+	touch "$NODE_DIR/again.go"
+	wait "$client"
+	check_equal "$(tail -n 2 "$NODE_DIR/again.said" | tr '\n' ' ')" "ztunnel ztunnel " "who takes it"
+	end_pod "$pod"
 }
 
 # ---- many pods, by one label -------------------------------------------------------------------
@@ -496,7 +532,7 @@ event_begins() { # EVENT
 	reboot)
 		agent_ends KILL
 		for pod in $CELLS; do
-			sandbox_lost "$1-$pod"
+			sandbox_lost "$ENGINE-$1-$pod"
 		done
 		;;
 	esac
@@ -520,17 +556,17 @@ CELLS="unchanged deleted relabelled readdressed"
 
 # After a reboot the sandboxes that are still wanted are made again, with whatever addresses.
 cells_change() { # EVENT
-	cluster_pod_delete demo "$1-deleted"
-	label_pod "$1-relabelled" "$NOT_AMBIENT"
+	cluster_pod_delete demo "$ENGINE-$1-deleted"
+	label_pod "$ENGINE-$1-relabelled" "$NOT_AMBIENT"
 	if [ "$1" = reboot ]; then
 		for pod in unchanged relabelled readdressed; do
-			sandbox_again "$1-$pod"
+			sandbox_again "$ENGINE-$1-$pod"
 		done
 		return
 	fi
-	ztunnel_leaves "$1-deleted"
-	pod_delete "$1-deleted"
-	pod_readdressed "$1-readdressed"
+	ztunnel_leaves "$ENGINE-$1-deleted"
+	pod_delete "$ENGINE-$1-deleted"
+	pod_readdressed "$ENGINE-$1-readdressed"
 }
 
 cell() { # EVENT POD CHECK...
@@ -541,21 +577,21 @@ cell() { # EVENT POD CHECK...
 test_matrix_row() { # EVENT
 	local pod cookie
 	for pod in $CELLS; do
-		cell_pod "$1-$pod"
+		cell_pod "$ENGINE-$1-$pod"
 	done
 	for pod in $CELLS; do
-		is_in "$1-$pod"
+		is_in "$ENGINE-$1-$pod"
 	done
-	cookie=$(pod_field "$1-deleted" cookie)
+	cookie=$(pod_field "$ENGINE-$1-deleted" cookie)
 	event_begins "$1"
 	cells_change "$1"
 	event_ends "$1"
-	cell "$1" unchanged is_in "$1-unchanged"
-	cell "$1" deleted is_gone "$1-deleted" "$cookie"
-	cell "$1" relabelled is_out "$1-relabelled"
-	cell "$1" readdressed is_in "$1-readdressed"
+	cell "$1" unchanged is_in "$ENGINE-$1-unchanged"
+	cell "$1" deleted is_gone "$ENGINE-$1-deleted" "$cookie"
+	cell "$1" relabelled is_out "$ENGINE-$1-relabelled"
+	cell "$1" readdressed is_in "$ENGINE-$1-readdressed"
 	for pod in unchanged relabelled readdressed; do
-		end_pod "$1-$pod"
+		end_pod "$ENGINE-$1-$pod"
 	done
 	agent_usual "$1"
 	wait_for 20 status_is .enrolment.ztunnel.pods 0
@@ -574,14 +610,30 @@ agent_usual() { # EVENT
 check_matrix() {
 	is_wanted restart || return 0
 	ztunnel_start
-	SERVERS+=("$(node_exec "$PROGRAMS/reporter" server dual:8080)")
+	server node "$(node_exec "$PROGRAMS/reporter" server dual:8080)"
+	matrix_rows "$@"
+	servers_end
+}
+
+matrix_rows() { # [few]
 	check "restart: the agent is killed; pods stay, go, leave the mesh, move" test_matrix_row killed
+	check "restart: the agent's directory is gone" test_matrix_row wiped
+	[ "${1:-}" != few ] || return 0
 	check "restart: the agent comes back with another engine" test_matrix_row engine
 	check "restart: ztunnel is away" test_matrix_row ztunnel
 	check "restart: the API server is out of reach" test_matrix_row api
 	check "restart: the node was, and sandboxes are made again" test_matrix_row reboot
-	check "restart: the agent's directory is gone" test_matrix_row wiped
-	servers_end
+}
+
+check_engines() {
+	for ENGINE in ebpf nftables iptables; do
+		agent_ends TERM
+		agent_up
+		check_matrix "$([ "$ENGINE" = ebpf ] || echo few)"
+		[[ restart =~ $ONLY ]] && ztunnel_start
+		check "under load: a port that was used before the pod joined is captured" test_same_port
+		check_flips
+	done
 }
 
 # ---- races -------------------------------------------------------------------------------------
@@ -784,7 +836,7 @@ test_without_api() {
 check_races() {
 	is_wanted race || return 0
 	ztunnel_start
-	SERVERS+=("$(node_exec "$PROGRAMS/reporter" server dual:8080)")
+	server node "$(node_exec "$PROGRAMS/reporter" server dual:8080)"
 	check "race: a namespace's label is changed while its pods are created" test_flip_while_created
 	check "race: a pod is deleted while ztunnel is asked" test_deleted_while_asked
 	check "race: or while its ADD waits for ztunnel" test_deleted_while_added
@@ -816,8 +868,12 @@ cni_conflist "$POD_CONFLIST"
 agent_up
 zds_start
 
-check_races
-check_matrix
-check_crowd
-check_flips
+if [ -n "$LOAD_SUITE" ]; then
+	check_engines
+else
+	check_races
+	check_matrix
+	check_crowd
+	check_flips
+fi
 tap_done
