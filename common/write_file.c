@@ -7,11 +7,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 enum { READ_CHUNK = 4096 };
+
+struct content {
+	const void *data;
+	size_t size;
+	mode_t mode;
+	bool is_durable; /* whatever becomes of the machine */
+};
 
 static int write_all(int fd, const char *data, size_t size)
 {
@@ -28,17 +36,17 @@ static int write_all(int fd, const char *data, size_t size)
 	return 0;
 }
 
-/* Fills and syncs the temporary file; the descriptor is closed in every case. */
-static int fill_file(int fd_to_close, const void *data, size_t size, mode_t mode)
+/* Fills the temporary file; the descriptor is closed in every case. */
+static int fill_file(int fd_to_close, const struct content *content)
 {
 	scoped_fd int fd = fd_to_close;
 	int r;
 
 	/* fchmod and not the mode of open(): the umask has no say. */
-	if (fchmod(fd, mode) < 0)
+	if (fchmod(fd, content->mode) < 0)
 		return -errno;
-	r = write_all(fd, data, size);
-	if (r < 0)
+	r = write_all(fd, content->data, content->size);
+	if (r < 0 || !content->is_durable)
 		return r;
 	return fsync(fd) < 0 ? -errno : 0;
 }
@@ -51,8 +59,7 @@ static int sync_directory(const char *directory)
 	return fd < 0 || fsync(fd) < 0 ? -errno : 0;
 }
 
-int write_file_atomic(const char *path, const void *data, size_t size, mode_t mode,
-		      struct error *err)
+static int replace(const char *path, const struct content *content, struct error *err)
 {
 	const char *slash = strrchr(path, '/');
 	const char *name = slash ? slash + 1 : path;
@@ -72,15 +79,31 @@ int write_file_atomic(const char *path, const void *data, size_t size, mode_t mo
 	fd = mkostemp(temporary, O_CLOEXEC);
 	if (fd < 0)
 		return error_set(err, errno, "create a temporary file for %s", path);
-	r = fill_file(fd, data, size, mode);
+	r = fill_file(fd, content);
 	if (r == 0 && rename(temporary, path) < 0)
 		r = -errno;
 	if (r < 0) {
 		unlink(temporary);
 		return error_set(err, -r, "write %s", path);
 	}
-	r = sync_directory(directory);
+	r = content->is_durable ? sync_directory(directory) : 0;
 	return r < 0 ? error_set(err, -r, "sync the directory of %s", path) : 0;
+}
+
+int write_file_atomic(const char *path, const void *data, size_t size, mode_t mode,
+		      struct error *err)
+{
+	const struct content content = {data, size, mode, .is_durable = true};
+
+	return replace(path, &content, err);
+}
+
+int write_file_volatile(const char *path, const void *data, size_t size, mode_t mode,
+			struct error *err)
+{
+	const struct content content = {data, size, mode, .is_durable = false};
+
+	return replace(path, &content, err);
 }
 
 /* Reads to the end: files of /proc and /sys say nothing useful in st_size. */

@@ -15,6 +15,13 @@ int write_file_atomic(const char *path, const void *data, size_t size, mode_t mo
 		      struct error *err);
 
 /*
+ * The same without waiting for a disk: what a crash of the process cannot harm, one of the machine
+ * may. For state that means nothing after a reboot.
+ */
+int write_file_volatile(const char *path, const void *data, size_t size, mode_t mode,
+			struct error *err);
+
+/*
  * Reads a whole regular file of at most max bytes; a NUL is appended and not counted. *ret_data is
  * the caller's to free. -EFBIG when larger; -ENOENT is returned with err filled as any other.
  */

@@ -60,7 +60,8 @@ int registration_save(const struct registration *reg, const struct pod *except,
 	if (!r)
 		r = append(&text, &used, &size, "\n]}\n", err);
 	if (!r)
-		r = write_file_atomic(reg->state_path, text, used, 0600, err);
+		/* Namespaces do not outlive a reboot, and every pod that comes would wait. */
+		r = write_file_volatile(reg->state_path, text, used, 0600, err);
 	free(text);
 	return r;
 }

@@ -66,6 +66,34 @@ TEST(write_then_read_gives_the_same_and_leaves_no_temporary_file)
 	return TEST_OK;
 }
 
+static int synced;
+
+/* Instead of the C library's. */
+int fsync(int fd)
+{
+	synced += fd >= 0;
+	return 0;
+}
+
+TEST(only_who_asks_for_it_waits_for_the_disk)
+{
+	struct error err = {0};
+	scoped_free char *data = NULL;
+	size_t size;
+
+	CHECK(make_directory());
+	synced = 0;
+	CHECK_EQ(write_file_volatile(path_of("f"), "new", 3, 0600, &err), 0);
+	CHECK_EQ(synced, 0);
+	CHECK_EQ(read_file(path_of("f"), 16, &data, &size, &err), 0);
+	CHECK_EQ(size, 3);
+	CHECK_EQ(write_file_atomic(path_of("f"), "new", 3, 0600, &err), 0);
+	CHECK_EQ(synced, 2); /* the file and its directory */
+	CHECK_EQ(write_file_volatile(path_of("no/f"), "x", 1, 0600, &err), -ENOENT);
+	CHECK_EQ(remove_directory(), 1);
+	return TEST_OK;
+}
+
 TEST(a_failed_write_keeps_the_old_state_and_names_the_path)
 {
 	struct error err = {0};
