@@ -22,6 +22,7 @@ struct repaired { /* or being repaired */
 	enum kube_repair how;
 	struct kube_request *request; /* under way; NULL: done, or to be tried again */
 	bool is_done;
+	bool is_gone; /* the pod; the answer is still to come */
 };
 
 struct pod_repair {
@@ -74,18 +75,18 @@ static struct repaired *repaired_new(struct pod_repair *repair, const struct kub
 
 /* ---- requests ------------------------------------------------------------------------------- */
 
-static void on_answer(void *arg, const struct kube_response *response)
+static void note_answer(struct pod_repair *repair, struct repaired *r,
+			const struct kube_response *response)
 {
-	struct repaired *r = arg;
-	struct pod_repair *repair = r->owner;
 	const struct pod_status_pod pod = {.ns = r->ns, .name = r->name, .uid = r->uid};
 	bool deletes = r->how == KUBE_REPAIR_DELETE;
 	struct error err = response->err;
 	unsigned suppressed;
 	char said[160];
 
-	r->request = NULL;
 	r->is_done = !err.code && (response->status / 100 == 2 || response->status == 404);
+	if (r->is_done && response->status == 404)
+		return; /* somebody else has deleted it */
 	if (r->is_done) {
 		repair->counts.deleted += deletes;
 		repair->counts.labelled += !deletes;
@@ -105,6 +106,22 @@ static void on_answer(void *arg, const struct kube_response *response)
 	if (log_limit_allow(&repair->failures, &suppressed))
 		log_error(LOG_WARN, &err, "cannot repair a pod; it is tried again", "namespace",
 			  r->ns, "pod", r->name, NULL);
+}
+
+static void drop(struct pod_repair *repair, struct repaired *r)
+{
+	*find(repair, r->uid) = r->next;
+	repaired_free(r);
+}
+
+static void on_answer(void *arg, const struct kube_response *response)
+{
+	struct repaired *r = arg;
+
+	r->request = NULL;
+	note_answer(r->owner, r, response);
+	if (r->is_gone)
+		drop(r->owner, r);
 }
 
 /*
@@ -170,14 +187,15 @@ void pod_repair_look_at(struct pod_repair *repair, const struct kube_pod *pod, b
 	}
 }
 
+/* The watch tells of a deletion before its answer comes, which is what is counted and reported. */
 void pod_repair_forget(struct pod_repair *repair, const char *uid)
 {
-	struct repaired **link = find(repair, uid), *r = *link;
+	struct repaired *r = *find(repair, uid);
 
-	if (!r)
-		return;
-	*link = r->next;
-	repaired_free(r);
+	if (r && r->request)
+		r->is_gone = true;
+	else if (r)
+		drop(repair, r);
 }
 
 /* ---- life ----------------------------------------------------------------------------------- */
