@@ -23,6 +23,8 @@ cd "$(dirname "$0")/../.."
 . test/cluster/cluster.sh
 # shellcheck source=test/enrolment/lib.sh
 . test/enrolment/lib.sh
+# shellcheck source=test/enrolment/churn.sh
+. test/enrolment/churn.sh
 
 ENGINE=${ENGINE:-auto} ONLY=${ONLY:-} SCALE=${SCALE:-ci}
 case $SCALE in
@@ -852,6 +854,11 @@ check_races() {
 	servers_end
 }
 
+check_churn() {
+	is_wanted churn || return 0
+	check "churn: kernel, annotations and what is wanted agree after changes at a steady rate" test_churn
+}
+
 # ---- main --------------------------------------------------------------------------------------
 
 trap close_all EXIT
@@ -873,6 +880,7 @@ if [ -n "$LOAD_SUITE" ]; then
 else
 	check_races
 	check_matrix
+	check_churn
 	check_crowd
 	check_flips
 fi

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Pods that CNI cannot see: a real API server with etcd, real namespaces and processes, and a
-# ztunnel that takes whatever it is told of. Prints TAP. Environment: ENGINE (auto), ONLY (regular
-# expression of claims).
+# ztunnel that takes whatever it is told of. Prints TAP, with figures as comments. Environment:
+# ENGINE (auto), ONLY (regular expression of claims).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -21,6 +21,8 @@ cd "$(dirname "$0")/../.."
 . test/cluster/cluster.sh
 # shellcheck source=test/enrolment/lib.sh
 . test/enrolment/lib.sh
+# shellcheck source=test/enrolment/churn.sh
+. test/enrolment/churn.sh
 
 ENGINE=${ENGINE:-auto} ONLY=${ONLY:-}
 AMBIENT='{"istio.io/dataplane-mode":"ambient"}'
@@ -36,9 +38,9 @@ agent_options() {
 		--ztunnel-socket "$NODE_DIR/ztunnel.sock" --mode "$ENGINE" --reconcile-seconds 5
 }
 
-check() { # CLAIM FUNCTION
+check() { # CLAIM FUNCTION [ARG...]
 	[[ $1 =~ $ONLY ]] || return 0
-	tap_test "$1" "$2"
+	tap_test "$@"
 }
 
 close_all() {
@@ -50,6 +52,9 @@ close_all() {
 	done
 	for file in "${SERVERS[@]}"; do
 		kill -KILL -- "-$file" 2>/dev/null || true
+	done
+	for file in "$NODE_DIR"/*.held; do
+		[ ! -e "$file" ] || kill -KILL "$(cat "$file")" 2>/dev/null || true
 	done
 	zds_stop
 	agent_ends KILL
@@ -428,6 +433,150 @@ test_bad_annotation_is_told() {
 	wait_for 10 mode_is two none
 }
 
+# ---- sidecar pods that started without redirection ---------------------------------------------
+
+# What the injector makes of a pod.
+SIDECAR_SPEC='{"initContainers":[{"name":"istio-validation","image":"proxy"}],
+	"containers":[{"name":"app","image":"app"},
+		{"name":"istio-proxy","image":"proxy","securityContext":{"runAsUser":1337,"runAsGroup":1337}}]}'
+
+# Kubelet's word of the container that tests the redirection, after its first end.
+validation_ends() { # POD EXIT-CODE
+	cluster_patch "/api/v1/namespaces/demo/pods/$1/status" "$(jq -nc --argjson code "$2" '{status:
+		{initContainerStatuses: [{name: "istio-validation", image: "proxy", imageID: "", ready: false,
+			restartCount: 0, state: {terminated: {exitCode: $code}}}]}}')" >/dev/null
+}
+
+# One whose test has failed, and one that somebody else has redirected, without our plugin.
+sidecar_pods() { # NAME
+	local pod
+	for pod in "$1" "$1-well"; do
+		api_pod "$pod" '{}' "$SIDECAR_ANNOTATION" "$SIDECAR_SPEC"
+		[ "$pod" = "$1" ] || validation_ends "$pod" 0
+		pod_add "$pod" "$SIDECAR_ANNOTATION"
+		pod_runs "$pod"
+	done
+	validation_ends "$1" 126
+}
+
+# The uid, so that one of the same name is not taken for it.
+pod_exists() { # POD
+	[ "$(api GET "/api/v1/namespaces/demo/pods/$1" | jq -r .metadata.uid)" = "${UID_OF[$1]}" ]
+}
+
+label_of() { # POD LABEL
+	api GET "/api/v1/namespaces/demo/pods/$1" | jq -r --arg name "$2" '.metadata.labels[$name] // ""'
+}
+
+label_is() { # POD LABEL VALUE
+	[ "$(label_of "$@")" = "$3" ]
+}
+
+with_repair() { # HOW TEST
+	agent_ends TERM
+	agent_up --repair "$1"
+	"$2"
+	agent_ends TERM
+	agent_up
+}
+
+repair_deletes() {
+	cluster_bind_deletion
+	sidecar_pods broken
+	wait_for 10 check_fails pod_exists broken
+	wait_for 10 has_event broken DeleteBrokenPod
+	pod_exists broken-well
+	end_pod broken
+	end_pod broken-well
+}
+
+# The second role, for who wants this.
+cluster_bind_deletion() {
+	api POST /apis/rbac.authorization.k8s.io/v1/clusterrolebindings "$(jq -nc '{
+		metadata: {name: "sockmesh-agent-delete-broken-pods"},
+		roleRef: {apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole",
+			name: "sockmesh-agent-delete-broken-pods"},
+		subjects: [{kind: "ServiceAccount", namespace: "sockmesh-system", name: "sockmesh-agent"}]}')" >/dev/null
+}
+
+repair_labels() {
+	sidecar_pods wrong
+	wait_for 10 label_is wrong cni.istio.io/uninitialized true
+	wait_for 10 has_event wrong LabelBrokenPod
+	pod_exists wrong
+	check_equal "$(label_of wrong-well cni.istio.io/uninitialized)" "" "label of a pod without fault"
+	check_equal "$(pod_field wrong mode)" none "what is labelled is not redirected"
+	end_pod wrong
+	end_pod wrong-well
+}
+
+test_repair_redirects() {
+	sidecar_pods late
+	wait_for 10 mode_is late sidecar
+	check_equal "$(pod_field late-well mode)" none "a pod that another has redirected"
+	end_pod late
+	end_pod late-well
+}
+
+# ---- connections from before -------------------------------------------------------------------
+
+hold_start() { # NAME COMMAND...
+	local said=$NODE_DIR/$1.said
+	"${@:2}" >"$said" 2>&1 </dev/null &
+	disown $!
+	wait_for 10 grep -q '^holds 2 .*, pid [0-9]' "$said" || {
+		cat "$said"
+		return 1
+	}
+	sed -n 's/.*, pid //p' "$said" >"$NODE_DIR/$1.held"
+}
+
+held_ends() { # NAME: what has become of its connections
+	local pid
+	pid=$(cat "$NODE_DIR/$1.held")
+	kill -TERM "$pid" && wait_for 10 has_ended "$pid"
+	rm "$NODE_DIR/$1.held"
+	tail -n 1 "$NODE_DIR/$1.said"
+}
+
+# Out of the pod, into it, and within it, while it joins.
+held_through_join() {
+	local hold=("$PROGRAMS/hold" --idle 1 --busy 1)
+	goes_direct one
+	hold_start out pod_run one app "$APP_UID" "${hold[@]}" --label server 10.88.0.1:8090 '[fd88::1]:8090'
+	hold_start in node_exec "${hold[@]}" --label app "${POD_IP4[one]}:8090" "[${POD_IP6[one]}]:8090"
+	hold_start within pod_run one app "$APP_UID" "${hold[@]}" --label app 127.0.0.1:8090 "[${POD_IP6[one]}]:8090"
+	label_pod one "$AMBIENT"
+	wait_for 10 mode_is one ambient
+	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	is_captured one
+}
+
+test_connections_stay() {
+	local name
+	held_through_join
+	for name in out in within; do
+		check_has "$(held_ends "$name")" "ok 2 connections" "$name"
+	done
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+}
+
+test_connections_are_cut() {
+	agent_ends TERM
+	agent_up --enrol-existing reset
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	held_through_join
+	check_has "$(held_ends out)" "2 of 2 broken" out
+	check_has "$(held_ends in)" "2 of 2 broken" in
+	check_has "$(held_ends within)" "ok 2 connections" "within the pod"
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+	agent_ends TERM
+	agent_up
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+}
+
 # ---- main --------------------------------------------------------------------------------------
 
 trap close_all EXIT
@@ -448,6 +597,8 @@ zds_start
 
 run_pod one
 run_pod two
+SERVERS+=("$(node_exec "$PROGRAMS/reporter" --echo server dual:8090)")
+SERVERS+=("$(nsenter --net=/run/netns/one -- "$PROGRAMS/reporter" --echo app dual:8090)")
 for pod in one two; do
 	ztunnel_comes "$pod"
 	SERVERS+=("$(nsenter --net="/run/netns/$pod" -- "$PROGRAMS/reporter" server dual:8080)")
@@ -476,5 +627,12 @@ check "an annotation without anything in the kernel is healed" test_annotation_w
 check "pods stay in the mesh while ztunnel is replaced" test_ztunnel_restarts
 check "and while the API server is away" test_api_server_restarts
 check "a pod that completes leaves" test_pod_completes
+check "a sidecar pod that started without redirection is redirected" test_repair_redirects
+check "or deleted, when that is asked for and allowed, and no other pod" with_repair delete repair_deletes
+check "or labelled" with_repair label repair_labels
+check "connections from before a pod joins stay" test_connections_stay
+check "or are cut, when that is asked for, but for those within the pod" test_connections_are_cut
 check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
+SCALE=ci check "what is wanted comes true of pods that change, come and go all the time" test_churn
+[ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"
 tap_done
