@@ -264,7 +264,8 @@ static int list_sockets(struct search *s, struct error *err)
 		if (r && r != -ENOENT)
 			return error_set(err, -r, "list the pod's connections");
 	}
-	qsort(s->sockets, s->n_sockets, sizeof(*s->sockets), compare_ends);
+	if (s->n_sockets)
+		qsort(s->sockets, s->n_sockets, sizeof(*s->sockets), compare_ends);
 	return 0;
 }
 
@@ -274,6 +275,8 @@ static bool has_socket(const struct search *s, const struct ends *ends)
 {
 	struct ends turned = {ends->to, ends->from, ends->to_port, ends->from_port};
 
+	if (!s->n_sockets)
+		return false;
 	return bsearch(ends, s->sockets, s->n_sockets, sizeof(*ends), compare_ends) ||
 	       bsearch(&turned, s->sockets, s->n_sockets, sizeof(*ends), compare_ends);
 }
