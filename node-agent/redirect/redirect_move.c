@@ -58,21 +58,30 @@ static void move_back(struct redirect *r, struct known_pod *known, const struct 
 	}
 }
 
-static void drain_engine(struct redirect *r, struct known_pod *known, enum engine_id id,
-			 const struct redirect_pod *pod)
+static int retire(struct redirect *r, struct known_pod *known, enum engine_id id,
+		  const struct redirect_pod *pod, struct error *err)
 {
 	const struct engine *engine = &r->engines[id];
 	struct redirect_pod now = *pod;
-	struct error err = {0};
 	bool done = false;
+	int result;
 
 	now.nat_goes_on = is_netfilter(id) && is_netfilter(known->engine);
 	now.leaves = known->engine == ENGINE_NONE;
-	if (engine->ops->retire(engine->state, &now, &done, &err))
-		log_error(LOG_WARN, &err, "cannot end what an engine kept for a pod that moved",
-			  "engine", engine->ops->name, NULL);
-	else if (done)
+	result = engine->ops->retire(engine->state, &now, &done, err);
+	if (!result && done)
 		known->draining &= ~(1u << id);
+	return result;
+}
+
+static void drain_engine(struct redirect *r, struct known_pod *known, enum engine_id id,
+			 const struct redirect_pod *pod)
+{
+	struct error err = {0};
+
+	if (retire(r, known, id, pod, &err))
+		log_error(LOG_WARN, &err, "cannot end what an engine kept for a pod that moved",
+			  "engine", r->engines[id].ops->name, NULL);
 }
 
 /*
@@ -127,20 +136,41 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 	return redirect_drain_watch(r, err);
 }
 
+/* The engine that captures; it stays the pod's when it cannot be made to end that. */
+static int release_engine(struct redirect *r, struct known_pod *known,
+			  const struct redirect_pod *pod, struct error *err)
+{
+	enum engine_id from = known->engine;
+	unsigned draining = known->draining;
+	int result;
+
+	if (from == ENGINE_NONE)
+		return 0;
+	known->engine = ENGINE_NONE;
+	known->draining |= 1u << from;
+	result = retire(r, known, from, pod, err);
+	if (result) {
+		known->engine = from;
+		known->draining = draining;
+	}
+	return result;
+}
+
+/*
+ * Of a pod that could not be taken over from an earlier agent only the kernel says which engine has
+ * it. That is asked: a pod that is said to be out and is captured all the same has no proxy.
+ */
 int redirect_release(struct redirect *r, const struct redirect_pod *pod, struct error *err)
 {
 	struct known_pod *known = redirect_find(r, pod, err);
+	enum engine_id from = known ? known->engine : ENGINE_NONE;
+	int result = known ? release_engine(r, known, pod, err) : -err->code;
 
-	if (!known)
-		return -err->code;
-	if (known->engine != ENGINE_NONE)
-		known->draining |= 1u << known->engine;
-	known->engine = ENGINE_NONE;
+	if (result)
+		return result;
 	known->beside_ebpf = false;
 	known->reason = NULL;
-	for (enum engine_id id = 0; id < ENGINE_NONE; id++)
-		if (known->draining & (1u << id))
-			drain_engine(r, known, id, pod);
+	drain_others(r, known, pod, from);
 	schedule(known);
 	return redirect_drain_watch(r, err);
 }

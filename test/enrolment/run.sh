@@ -414,6 +414,27 @@ test_pod_completes() {
 	end_pod job
 }
 
+test_excluded_by_a_restart() {
+	local engine engines=$ENGINE
+	[ "$ENGINE" != auto ] || engines="ebpf nftables iptables"
+	for engine in $engines; do
+		agent_ends TERM
+		agent_up --mode "$engine"
+		one_is_ambient
+		wait_for 10 annotation_is one "$REDIRECTION" enabled
+		agent_ends TERM
+		agent_up --mode "$engine" --exclude-namespaces demo
+		wait_for 10 mode_is one none
+		goes_direct one
+		check_equal "$(reached_from_node "${POD_IP4[one]}:8080")" server "from outside"
+		wait_for 10 annotation_is one "$REDIRECTION" ""
+		wait_for 10 status_is .enrolment.ztunnel.pods 0
+		label_pod one "$NOT_AMBIENT"
+	done
+	agent_ends TERM
+	agent_up
+}
+
 # ---- refusals ----------------------------------------------------------------------------------
 
 has_event() { # POD REASON
@@ -632,6 +653,7 @@ check "or deleted, when that is asked for and allowed, and no other pod" with_re
 check "or labelled" with_repair label repair_labels
 check "connections from before a pod joins stay" test_connections_stay
 check "or are cut, when that is asked for, but for those within the pod" test_connections_are_cut
+check "an ambient pod that a restart excludes leaves" test_excluded_by_a_restart
 check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
 SCALE=ci check "what is wanted comes true of pods that change, come and go all the time" test_churn
 [ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"
