@@ -819,21 +819,17 @@ static bool has_sidecar(const struct kube_pod *kp)
 
 /*
  * As in Istio, labels and annotations of the injection decide about a pod when it is created, and
- * not again: somebody who changes them, or the namespace's, on a running pod does not mean to cut
- * it off from its proxy.
+ * not again: somebody who changes them, or the namespace's, on a running pod that has a sidecar
+ * does not mean to cut it off from its proxy.
  */
 static bool is_only_about_injection(const struct look *look)
 {
-	static const char inject[] = "sidecar.istio.io/inject";
 	const struct kube_pod *kp = look->kp;
 	enum pod_mode mode = look->decision.mode;
 
 	if (!look->entry || look->entry->mode != POD_SIDECAR || !kp ||
 	    json_object_get(kp->annotations, REDIRECTION))
 		return false;
-	if (mode == POD_SKIP &&
-	    (json_object_get(kp->labels, inject) || json_object_get(kp->annotations, inject)))
-		return true;
 	return (mode == POD_SKIP || mode == POD_AMBIENT) && has_sidecar(kp);
 }
 

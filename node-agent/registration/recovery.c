@@ -153,9 +153,10 @@ static int restore(struct registration *reg, const struct pod *pod, int netns_fd
 
 /*
  * Redirected as before, by programs in the kernel that need no agent, until its del or the end of
- * its namespace; but its plan is not known, so it can be neither checked nor explained.
+ * its namespace; but its plan is not known, so it can be neither checked nor explained. was: what
+ * it was redirected as, which says to whom.
  */
-static void make_orphan(struct pod *pod, const struct error *why)
+static void make_orphan(struct pod *pod, enum pod_mode was, const struct error *why)
 {
 	struct error ignored = {0};
 	char reason[sizeof(why->text) + 64];
@@ -167,8 +168,7 @@ static void make_orphan(struct pod *pod, const struct error *why)
 		redirect_plan_free(pod->engine_plan);
 	redirect_plan_free(pod->plan);
 	pod->plan = pod->engine_plan = NULL;
-	if (pod->mode == POD_SKIP)
-		pod->mode = POD_SIDECAR;
+	pod->mode = was;
 	pod->orphan = true;
 }
 
@@ -201,6 +201,7 @@ static bool recover_redirected(struct registration *reg, struct pod *pod,
 {
 	scoped_fd int netns_fd = registration_open_netns(pod);
 	bool in_kernel = kernel_has(kernel, pod->cookie), gone = false, keep;
+	enum pod_mode was = pod->mode; /* not POD_SKIP */
 	struct error err = {0};
 
 	if (!take_over(reg, pod, netns_fd, &gone, &err)) {
@@ -212,7 +213,7 @@ static bool recover_redirected(struct registration *reg, struct pod *pod,
 	keep = in_kernel || netns_fd >= 0 || !redirect_netns_gone(reg->cfg.redirect, pod->cookie);
 	log_error(LOG_WARN, &err, "cannot take a pod over", "namespace", pod->ns, "pod", pod->name,
 		  "container", pod->container_id, "kept", keep ? "yes" : "no", NULL);
-	make_orphan(pod, &err);
+	make_orphan(pod, was, &err);
 	return keep;
 }
 

@@ -414,9 +414,11 @@ test_pod_completes() {
 	end_pod job
 }
 
+# Many ambient pods say that they want no sidecar, which is not what decides about this.
 test_excluded_by_a_restart() {
 	local engine engines=$ENGINE
 	[ "$ENGINE" != auto ] || engines="ebpf nftables iptables"
+	label_pod one '{"sidecar.istio.io/inject":"false"}'
 	for engine in $engines; do
 		agent_ends TERM
 		agent_up --mode "$engine"
@@ -431,8 +433,37 @@ test_excluded_by_a_restart() {
 		wait_for 10 status_is .enrolment.ztunnel.pods 0
 		label_pod one "$NOT_AMBIENT"
 	done
+	label_pod one '{"sidecar.istio.io/inject":null}'
 	agent_ends TERM
 	agent_up
+}
+
+# Nobody takes such a pod back while no API server is asked: ztunnel has to serve it.
+test_excluded_without_the_api() {
+	one_is_ambient
+	agent_ends TERM
+	agent_up --exclude-namespaces demo --kubernetes off
+	check_equal "$(status_field .pods.orphaned)" 1
+	wait_for 10 status_is .enrolment.ztunnel.pods 1
+	is_captured one
+	agent_ends TERM
+	agent_up
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+	goes_direct one
+}
+
+# The pod's spec, once it is known, counts before what its annotations said, whatever its labels.
+test_mistaken_for_a_sidecar() {
+	agent_ends TERM
+	agent_up --kubernetes off
+	with_plugin run_pod mistaken '{"sidecar.istio.io/inject":"true"}' "$SIDECAR_ANNOTATION"
+	check_equal "$(pod_field mistaken mode)" sidecar "by its annotations"
+	agent_ends TERM
+	agent_up
+	wait_for 10 mode_is mistaken none
+	goes_direct mistaken
+	end_pod mistaken
 }
 
 # ---- refusals ----------------------------------------------------------------------------------
@@ -654,6 +685,8 @@ check "or labelled" with_repair label repair_labels
 check "connections from before a pod joins stay" test_connections_stay
 check "or are cut, when that is asked for, but for those within the pod" test_connections_are_cut
 check "an ambient pod that a restart excludes leaves" test_excluded_by_a_restart
+check "without an API server it stays, and ztunnel serves it" test_excluded_without_the_api
+check "a pod without a proxy is not redirected to one" test_mistaken_for_a_sidecar
 check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
 SCALE=ci check "what is wanted comes true of pods that change, come and go all the time" test_churn
 [ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"
