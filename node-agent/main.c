@@ -97,6 +97,14 @@ static void on_forgotten(void *arg, const struct pod *pod)
 		enrolment_forgotten(agent->enrolment, pod);
 }
 
+static void on_broken(void *arg, const struct pod *pod)
+{
+	struct agent *agent = arg;
+
+	if (agent->enrolment)
+		enrolment_broken(agent->enrolment, pod);
+}
+
 static void on_sweep(void *arg)
 {
 	struct agent *agent = arg;
@@ -387,7 +395,8 @@ static int start(struct agent *agent, struct error *err)
 							 .run_dir = options->run_dir,
 							 .max_pods = options->redirect.max_pods,
 							 .forgotten = on_forgotten,
-							 .forgotten_arg = agent};
+							 .broken = on_broken,
+							 .hooks_arg = agent};
 	const struct agent_server_config server = {.run_dir = options->run_dir,
 						   .max_peers = MAX_PEERS,
 						   .peer_timeout_ms = PEER_TIMEOUT_MS};

@@ -70,10 +70,13 @@ static void show_engine(struct ctl_out *out, const json_t *pod)
 {
 	scoped_free char *draining = ctl_join(json_object_get(pod, "draining"));
 	const char *reason = ctl_string(pod, "engineReason", NULL);
+	const char *broken = ctl_string(pod, "broken", NULL);
 
 	ctl_field(out, "Engine", CTL_PLAIN, "%s", ctl_string(pod, "engine", ""));
 	if (reason)
 		ctl_field(out, "", CTL_WARN, "not the preferred one: %s", reason);
+	if (broken)
+		ctl_field(out, "", CTL_BAD, "%s", broken);
 	if (draining && *draining)
 		ctl_field(out, "Draining", CTL_WARN,
 			  "%s, for connections from before the pod moved", draining);

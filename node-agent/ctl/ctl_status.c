@@ -61,6 +61,7 @@ static void show_changes(struct ctl_out *out, const json_t *counters)
 		const char *name, *text;
 	} rows[] = {
 		{"healed", "healed after somebody else had changed them"},
+		{"healFailures", "attempts to heal one that failed"},
 		{"moves", "moved from one engine to another"},
 		{"fallbacks", "given another engine than the preferred one"},
 	};

@@ -12,7 +12,8 @@ static enum enrol_status status_of(const struct enrol_view *v)
 {
 	if (v->enrolled != POD_AMBIENT)
 		return ENROL_STATUS_NONE;
-	return v->ztunnel == ENROL_ZTUNNEL_REFUSED ? ENROL_STATUS_PENDING : ENROL_STATUS_ENABLED;
+	return v->broken || v->ztunnel == ENROL_ZTUNNEL_REFUSED ? ENROL_STATUS_PENDING
+								: ENROL_STATUS_ENABLED;
 }
 
 /* ---- the end of a pod ---------------------------------------------------------------------- */
@@ -114,10 +115,10 @@ static struct enrol_step next_of_ambient(const struct enrol_view *v)
 		return step(ENROL_UPDATE, status_of(v), "the pod's addresses have changed");
 	switch (v->ztunnel) {
 	case ENROL_ZTUNNEL_ABSENT:
-		return step(ENROL_NOTHING, ENROL_STATUS_ENABLED,
+		return step(ENROL_NOTHING, status_of(v),
 			    "redirected; the next ztunnel learns of the pod when it connects");
 	case ENROL_ZTUNNEL_HAS_IT:
-		return step(ENROL_NOTHING, ENROL_STATUS_ENABLED, "redirected");
+		return step(ENROL_NOTHING, status_of(v), "redirected");
 	case ENROL_ZTUNNEL_UNTOLD:
 	case ENROL_ZTUNNEL_REFUSED:
 		break;

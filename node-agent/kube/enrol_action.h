@@ -38,6 +38,7 @@ struct enrol_view {
 	bool ours;		/* this agent, or one before it, had enrolled the pod */
 	bool plan_differs;	/* the kernel's plan is not today's */
 	bool perhaps_orphan;	/* it may be one of those that the kernel has and nobody knows */
+	bool broken;		/* the kernel does not do it, and cannot be brought to do it yet */
 	bool addresses_differ;	/* what is kept by address (probes) is not today's */
 
 	bool creating; /* the CNI plugin waits for an answer; there is no API object yet */

@@ -62,8 +62,9 @@ void enrolment_close(struct enrolment *e); /* answers what waits; pods stay as t
 json_t *enrolment_request(struct enrolment *e, struct agent_request *req, int netns_fd,
 			  struct agent_call *call);
 
-/* registration_config's hook. */
+/* registration_config's hooks. */
 void enrolment_forgotten(struct enrolment *e, const struct pod *pod);
+void enrolment_broken(struct enrolment *e, const struct pod *pod);
 
 /* Looks at every pod again, a few at a time: what was missed is found, what differs is healed. */
 void enrolment_reconcile(struct enrolment *e);

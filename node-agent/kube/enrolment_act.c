@@ -177,6 +177,15 @@ static bool is_enrolled(const struct pod *entry)
 	return entry && entry->mode != POD_SKIP;
 }
 
+/* A namespace is compared with the kernel through its first entry. */
+static const char *broken_of(const struct enrolment *e, const struct pod *entry)
+{
+	const struct pod *first =
+		pod_table_redirected(registration_pods(e->cfg.registration), entry->cookie, NULL);
+
+	return first ? first->broken : NULL;
+}
+
 static struct enrol_view view_of(const struct enrolment *e, const struct look *look)
 {
 	const struct kube_pod *kp = look->kp;
@@ -199,9 +208,11 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 		v.enrolled = POD_SIDECAR; /* or ambient: it is to be replaced in any case */
 		v.plan_differs = true;
 	}
-	if (is_enrolled(entry))
+	if (is_enrolled(entry)) {
 		v.plan_differs =
 			entry->orphan || !registration_is_planned(entry, &look->decision.settings);
+		v.broken = broken_of(e, entry) != NULL;
+	}
 	if (kp) {
 		v.asked = json_object_get(kp->annotations, REDIRECTION);
 		v.ours = kp->status != NULL;
@@ -225,13 +236,19 @@ static void tell_event(struct enrolment *e, const struct member *m, const char *
 }
 
 /*
- * Today's decision's, where the entry agrees: one that was taken over from an earlier agent was
- * decided about without the API, and every pod's status would change twice with each restart.
+ * What is wrong counts first. Then today's decision's, where the entry agrees: one that was taken
+ * over from an earlier agent was decided about without the API, and every pod's status would change
+ * twice with each restart.
  */
-static const char *reason_of(const struct look *look)
+static const char *reason_of(const struct enrolment *e, const struct look *look)
 {
+	const char *broken;
+
 	if (*look->m->trouble)
 		return look->m->trouble;
+	broken = broken_of(e, look->entry);
+	if (broken)
+		return broken;
 	if (look->entry->mode == look->decision.mode)
 		return look->decision.reason;
 	return look->entry->reason ?: "";
@@ -256,7 +273,7 @@ static char *status_text(const struct enrolment *e, const struct look *look)
 						     : "sidecar",
 			"accelerate",
 			enrolled ? accelerate_pod_level(e->cfg.accelerate, entry->cookie) : "off",
-			"reason", json_string_lossy(reason_of(look)), "since",
+			"reason", json_string_lossy(reason_of(e, look)), "since",
 			enrolled ? pod_state_time(entry->since_s, since) : NULL);
 	return obj ? json_to_text(obj) : NULL;
 }
@@ -963,6 +980,25 @@ void enrolment_look_at(struct enrolment *e, struct member *m)
 		trouble(e, m, &err, false);
 	}
 	look_done(&look);
+}
+
+/* The log has it already. */
+void enrolment_broken(struct enrolment *e, const struct pod *pod)
+{
+	const struct kube_pod *kp = e->store && pod->ns && pod->name
+					    ? kube_store_pod(e->store, pod->ns, pod->name)
+					    : NULL;
+	struct member *m = kp	      ? enrolment_member(e, kp->uid)
+			   : pod->uid ? enrolment_member(e, pod->uid)
+				      : NULL;
+	const struct pod *entry = m ? enrolment_entry(e, kp, m->uid) : NULL;
+
+	/* By its name it may be the pod's successor. */
+	if (!entry || entry->cookie != pod->cookie)
+		return;
+	if (pod->broken)
+		tell_event(e, m, "SockmeshRefused", pod->broken);
+	enrolment_due(e, m);
 }
 
 void enrolment_forgotten(struct enrolment *e, const struct pod *pod)

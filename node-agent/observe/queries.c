@@ -124,7 +124,7 @@ static json_t *pod_json(const struct queries *q, const struct pod *pod)
 
 	snprintf(cookie, sizeof(cookie), "%" PRIu64, pod->cookie);
 	return json_pack("{s:s?, s:s?, s:s?, s:s, s:s, s:s, s:s, s:s, s:s?, s:o, s:b, s:o, s:s?, "
-			 "s:s, s:s?, s:s, s:s, s:s?, s:s}",
+			 "s:s, s:s?, s:s, s:s, s:s?, s:s, s:s?}",
 			 "namespace", pod->ns, "name", pod->name, "uid", pod->uid, "containerId",
 			 pod->container_id, "ifName", pod->if_name, "decision",
 			 redirected ? "redirect" : "skip", "reason", pod->reason ?: "", "engine",
@@ -135,7 +135,7 @@ static json_t *pod_json(const struct queries *q, const struct pod *pod)
 			 "accelerate", accelerate_pod_level(q->accelerate, pod->cookie),
 			 "accelerateReason",
 			 accelerate_reason(q, pod, why_accelerate, sizeof(why_accelerate)), "mode",
-			 mode_name(pod->mode));
+			 mode_name(pod->mode), "broken", pod->broken);
 }
 
 static json_t *pods(const struct queries *q)

@@ -591,7 +591,7 @@ int redirect_heal(struct redirect *r, const struct redirect_pod *pod, enum redir
 {
 	const struct known_pod *known = redirect_known(r, pod->cookie);
 	enum redirect_healing found = REDIRECT_HEALED;
-	const char *reason;
+	const char *from = redirect_pod_engine(r, pod->cookie), *reason;
 	enum engine_id to;
 	int result = choose_for_known(r, known, pod->plan, &to, &reason, err);
 
@@ -599,8 +599,6 @@ int redirect_heal(struct redirect *r, const struct redirect_pod *pod, enum redir
 		return result;
 	if (known && known->engine != ENGINE_NONE && known->engine != to) {
 		found = REDIRECT_MOVED;
-		error_set(ret_why, ENODEV, "%s redirects it, and %s is to",
-			  r->engines[known->engine].ops->name, r->engines[to].ops->name);
 	} else {
 		result = redirect_verify(r, pod, ret_why);
 		if (!result) {
@@ -609,12 +607,18 @@ int redirect_heal(struct redirect *r, const struct redirect_pod *pod, enum redir
 		}
 		if (result != -ENODEV) {
 			*err = *ret_why;
+			*ret_why = (struct error){0};
 			return result;
 		}
 	}
 	result = redirect_apply(r, pod, err);
-	if (result)
+	if (result) {
+		r->heal_failures += found == REDIRECT_HEALED;
 		return result;
+	}
+	if (found == REDIRECT_MOVED)
+		error_set(ret_why, ENODEV, "%s redirects it, and %s is to", from,
+			  engine_ops[to]->name);
 	r->healed += found == REDIRECT_HEALED;
 	*ret = found;
 	return 0;
@@ -813,6 +817,7 @@ json_t *redirect_node_counters(struct redirect *r)
 				    json_integer((json_int_t)count_pods(r, id, false)));
 	json_object_set_new(counters, "engines", pods);
 	json_object_set_new(counters, "healed", json_integer((json_int_t)r->healed));
+	json_object_set_new(counters, "healFailures", json_integer((json_int_t)r->heal_failures));
 	json_object_set_new(counters, "moves", json_integer((json_int_t)r->moves));
 	json_object_set_new(counters, "fallbacks", json_integer((json_int_t)r->fallbacks));
 	return counters;

@@ -99,7 +99,9 @@ int redirect_verify(struct redirect *r, const struct redirect_pod *pod, struct e
 
 /*
  * Compares and, when there is a difference or the pod has another engine than it should, applies
- * and counts. *ret_why says what was found; REDIRECT_AS_PLANNED otherwise.
+ * and counts. *ret_why says what was found; REDIRECT_AS_PLANNED otherwise. When it fails, *ret_why
+ * has a code if there is a difference, so that the pod is not redirected as it should be; none if
+ * that is not known, or the pod only keeps the engine that it has.
  */
 enum redirect_healing { REDIRECT_AS_PLANNED, REDIRECT_HEALED, REDIRECT_MOVED };
 int redirect_heal(struct redirect *r, const struct redirect_pod *pod, enum redirect_healing *ret,
@@ -122,9 +124,10 @@ bool redirect_address_is_local(struct redirect *r, uint64_t cookie, const struct
 /*
  * {"verdicts":{"<rule name>":N,...},"events":{"<event>":N,...}} for one pod, and
  * {"events":{...},"totals":{"verdicts":{...},"events":{...}},"handovers":N,"limits":{...},
- * "engines":{"<engine>":pods,...},"healed":N,"moves":N,"fallbacks":N} for the node (the first four
- * only with eBPF; events: what belongs to no pod; totals: that and all pods, also those that have
- * gone since the agent started). New references, NULL without memory or when the pod is not there.
+ * "engines":{"<engine>":pods,...},"healed":N,"healFailures":N,"moves":N,"fallbacks":N} for the node
+ * (the first four only with eBPF; events: what belongs to no pod; totals: that and all pods, also
+ * those that have gone since the agent started). New references, NULL without memory or when the
+ * pod is not there.
  */
 json_t *redirect_pod_counters(struct redirect *r, uint64_t cookie);
 json_t *redirect_node_counters(struct redirect *r);

@@ -47,7 +47,7 @@ struct redirect {
 	struct event_source *drain_source;
 	int ended_fd; /* tells of namespaces that end; -1: it could not be had */
 	struct event_source *ended_source, *ended_timer;
-	uint64_t healed, moves, fallbacks;
+	uint64_t healed, heal_failures, moves, fallbacks;
 };
 
 /* ---- redirect.c ---- */

@@ -52,6 +52,7 @@ void pod_free(struct pod *pod)
 	json_decref(pod->annotations);
 	json_decref(pod->labels);
 	free(pod->reason);
+	free(pod->broken);
 	free(pod->workload);
 	free(pod->service_account);
 	if (pod->engine_plan != pod->plan)

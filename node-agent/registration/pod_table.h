@@ -40,6 +40,7 @@ struct pod {
 	int64_t since_s; /* seconds since the epoch */
 	bool orphan;
 	bool heal_failed; /* and that was logged */
+	char *broken;	  /* why it is not redirected as planned for now; NULL: it is */
 
 	/* but for POD_SKIP and orphans */
 	enum accelerate_wish accelerate;

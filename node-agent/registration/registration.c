@@ -965,7 +965,7 @@ void registration_forget_found(struct registration *reg, const char *uid)
 void registration_drop(struct registration *reg, struct pod *pod)
 {
 	if (reg->cfg.forgotten)
-		reg->cfg.forgotten(reg->cfg.forgotten_arg, pod);
+		reg->cfg.forgotten(reg->cfg.hooks_arg, pod);
 	pod_table_remove(reg->table, pod);
 }
 

@@ -30,7 +30,9 @@ struct registration_config {
 
 	/* An entry is about to go, whoever asked for it. NULL: nobody wants to know. */
 	void (*forgotten)(void *arg, const struct pod *pod);
-	void *forgotten_arg;
+	/* pod->broken has come or gone. NULL: the same. */
+	void (*broken)(void *arg, const struct pod *pod);
+	void *hooks_arg;
 };
 
 /* Reads the state file and makes table and kernel agree (recovery.c). */

@@ -466,6 +466,36 @@ test_mistaken_for_a_sidecar() {
 	end_pod mistaken
 }
 
+# What a process in the pod that has CAP_NET_ADMIN makes in the place of our table is its own.
+test_heal_that_fails() {
+	local pid
+	agent_ends TERM
+	agent_up --mode nftables --reconcile-seconds 1
+	one_is_ambient
+	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	mkfifo "$NODE_DIR/nft"
+	nsenter --net=/run/netns/one -- nft -i <"$NODE_DIR/nft" >/dev/null 2>&1 &
+	pid=$!
+	exec 7>"$NODE_DIR/nft"
+	echo 'delete table inet sockmesh; add table inet sockmesh { flags owner; }' >&7
+	wait_for 10 annotation_is one "$REDIRECTION" pending
+	check_has "$(api_annotation one sockmesh.io/status | jq -r .reason)" "cannot be put right"
+	check_has "$(pod_field one broken)" "cannot be put right"
+	wait_for 10 has_event one SockmeshRefused
+	[ "$(status_field .counters.healFailures)" -gt 0 ]
+	exec 7>&-
+	ended "$pid" 10
+	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	is_captured one
+	check_equal "$(pod_field one broken)" none
+	check_fails check_has "$(api_annotation one sockmesh.io/status | jq -r .reason)" "cannot be put right"
+	[ "$(status_field .counters.healed)" -gt 0 ]
+	agent_ends TERM
+	agent_up
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+}
+
 # ---- refusals ----------------------------------------------------------------------------------
 
 has_event() { # POD REASON
@@ -687,6 +717,7 @@ check "or are cut, when that is asked for, but for those within the pod" test_co
 check "an ambient pod that a restart excludes leaves" test_excluded_by_a_restart
 check "without an API server it stays, and ztunnel serves it" test_excluded_without_the_api
 check "a pod without a proxy is not redirected to one" test_mistaken_for_a_sidecar
+check "a redirection that cannot be put right is told, until it is" test_heal_that_fails
 check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
 SCALE=ci check "what is wanted comes true of pods that change, come and go all the time" test_churn
 [ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"

@@ -84,6 +84,22 @@ TEST(a_pod_whose_record_is_lost_is_not_called_clean_before_it_is_found)
 	return TEST_OK;
 }
 
+TEST(what_cannot_be_put_right_is_pending_until_it_is)
+{
+	struct enrol_view v = enrolled;
+
+	v.broken = true;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_PENDING, "redirected");
+	v.ztunnel = ENROL_ZTUNNEL_ABSENT;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_PENDING, "redirected");
+	v.broken = false;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_ENABLED, "redirected");
+	v = sidecar;
+	v.broken = true;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_NONE, "redirected");
+	return TEST_OK;
+}
+
 TEST(new_pod_while_ztunnel_is_absent_may_be_admitted)
 {
 	struct enrol_view v = ready;

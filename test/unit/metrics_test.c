@@ -17,7 +17,7 @@ static const char STATUS[] =
 	"'counters':{'events':{'handover-miss':9},'totals':{'verdicts':{'out-rest':41},"
 	"'events':{'handover-miss':12,'no-listener':0}},'kubelet':{'probe-announced':5},"
 	"'handovers':1,'limits':{'pods':1024},'engines':{'ebpf':3,'nftables':0},"
-	"'healed':1,'moves':2,'fallbacks':3},"
+	"'healed':1,'healFailures':4,'moves':2,'fallbacks':3},"
 	"'accelerate':{'policy':'auto','level':'proxy','reason':'because','sockets':4,"
 	"'claimed':4096,'retiring':0,'limits':{'sockets':32768},'events':{'entered':8}},"
 	"'enrolment':{'joined':1,'left':2,'changed':3,'refused':4,'found':5,'admittedUnknown':6,"
@@ -210,6 +210,7 @@ TEST(every_figure_is_there)
 		"sockmesh_handovers 1",
 		"sockmesh_limit{limit=\"pods\"} 1024",
 		"sockmesh_healed_total 1",
+		"sockmesh_heal_failures_total 4",
 		"sockmesh_moves_total 2",
 		"sockmesh_fallbacks_total 3",
 		"sockmesh_accelerate_level_info{level=\"proxy\",policy=\"auto\"} 1",
