@@ -52,6 +52,13 @@ rig_down() {
 		kill "$id" 2>/dev/null
 		ended "$id" 10
 	done
+	# What they have in the namespace that the machine itself is in ends with nothing else.
+	for dir in "$work"/run-*; do
+		[ -d "$dir" ] || continue
+		id=${dir##*/run-}
+		"$BUILD_DIR/bin/sockmesh-agent" --uninstall --run-dir "$dir" \
+			--bpffs-dir "${agent_bpffs[$id]:-$work/bpf-$id}" >/dev/null 2>&1
+	done
 	for id in "${!pod_cgroup[@]}"; do
 		ip netns del "$id" 2>/dev/null
 		ip netns del "$id-w" 2>/dev/null

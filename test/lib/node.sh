@@ -106,6 +106,8 @@ node_close() {
 	[ "$BASHPID" -eq $$ ] || return "$status"
 	set +e
 	agent_kill
+	# What it has in the namespace that the machine itself is in ends with nothing else.
+	[ ! -d "$NODE_RUN" ] || agent_uninstall >/dev/null 2>&1
 	[ -z "$NODE_CGROUP" ] || cgroup_remove "$NODE_CGROUP"
 	if [ -n "$NODE_NETNS" ]; then
 		for name in /run/netns/*; do
