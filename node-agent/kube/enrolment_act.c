@@ -35,6 +35,7 @@ struct look {
 	struct member *m;
 	const struct kube_pod *kp; /* NULL: the API does not know it */
 	const struct pod *entry;   /* NULL: not registered */
+	bool unreadable;	   /* the API knows it, and nobody can read what it says */
 	json_t *record;		   /* owned: what the entry's record says, where the API says
 				      nothing */
 	struct pod_facts facts;
@@ -195,7 +196,7 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 		.hold = look->decision.hold,
 		.enrolled = entry ? entry->mode : POD_SKIP,
 		.addresses_differ = addresses_differ(entry, kp),
-		.gone = !kp && look->m->is_expected && e->store &&
+		.gone = !kp && !look->unreadable && look->m->is_expected && e->store &&
 			kube_store_complete(e->store, KUBE_PODS),
 		.has_ips = (kp && kp->n_ips) || (entry && entry->n_ips),
 		.netns_known = look->m->found_fd >= 0 || can_open(entry),
@@ -756,6 +757,12 @@ static bool look_at(struct enrolment *e, struct member *m, struct look *ret, str
 	drop_stale_found(m, ret->entry);
 	ret->is_orphan = !ret->entry && m->found_fd >= 0 &&
 			 registration_has_orphan(e->cfg.registration, m->found_fd);
+	ret->unreadable =
+		!ret->kp && e->store && kube_store_pod_unreadable(e->store, m->ns, m->name);
+	if (ret->unreadable) {
+		ret->decision.mode = POD_UNDECIDED;
+		return true;
+	}
 	if (!ret->kp && ret->entry && ret->entry->record)
 		ret->record = json_loads(ret->entry->record, 0, NULL);
 	enrolment_facts(e, ret->kp, ret->entry, NULL, &ret->facts);

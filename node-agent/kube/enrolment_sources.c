@@ -61,6 +61,25 @@ static void on_namespace(void *arg, const struct kube_namespace *was,
 		on_pod(e, NULL, pods[i], 0);
 }
 
+/* Whether it is in the mesh or not: nobody can say whether it should be, and that stays so. */
+static void on_unreadable(void *arg, const char *ns, const char *name, const char *uid,
+			  const struct error *why)
+{
+	struct enrolment *e = arg;
+	const struct pod_status_pod pod = {.ns = ns, .name = name, .uid = uid};
+	struct member *m = uid ? enrolment_member(e, uid) : NULL;
+	char text[sizeof(why->text) + 80];
+
+	if (m) {
+		m->is_expected = true;
+		enrolment_due(e, m);
+	}
+	if (!why || !uid)
+		return;
+	snprintf(text, sizeof(text), "not decided about, because it cannot be read: %s", why->text);
+	pod_status_event(e->status, &pod, "SockmeshRefused", text);
+}
+
 struct watched {
 	enum kube_kind kind;
 	const char *name, *path;
@@ -184,7 +203,8 @@ static int open_kubernetes(struct enrolment *e, struct error *err)
 	const struct kube_store_config cfg = {
 		.keep = {.selectors = e->cfg.selectors},
 		.node = e->cfg.node,
-		.events = {.pod = on_pod, .ns = on_namespace, .arg = e}};
+		.events = {
+			.pod = on_pod, .ns = on_namespace, .unreadable = on_unreadable, .arg = e}};
 	int r = kube_store_new(&cfg, &e->store, err);
 
 	if (!r)

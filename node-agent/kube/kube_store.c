@@ -14,9 +14,17 @@ struct table {
 	bool complete;
 };
 
+/* A pod that could not be read when it was first heard of. */
+struct unreadable {
+	char *ns, *name, *uid; /* uid may be NULL */
+	bool listed;
+};
+
 struct kube_store {
 	struct kube_store_config cfg;
 	struct table tables[KUBE_KIND_COUNT_];
+	struct unreadable *unread; /* in no order: there are none, or a few */
+	size_t n_unread;
 	uint64_t unreadable, refused;
 };
 
@@ -233,8 +241,104 @@ static bool is_successor(enum kube_kind kind, const void *item, const json_t *ob
 	return kind == KUBE_PODS && uid && strcmp(pod->uid, uid) != 0;
 }
 
+/* ---- pods that cannot be read --------------------------------------------------------------- */
+
+static struct unreadable *find_unread(const struct kube_store *store, const struct key *key)
+{
+	for (size_t i = 0; i < store->n_unread; i++)
+		if (!strcmp(store->unread[i].name, key->name) &&
+		    !strcmp(store->unread[i].ns, key->ns))
+			return &store->unread[i];
+	return NULL;
+}
+
+static void unread_done(struct unreadable *pod)
+{
+	free(pod->ns);
+	free(pod->name);
+	free(pod->uid);
+}
+
+/* It has gone, or can be read now. */
+static void drop_unread(struct kube_store *store, struct unreadable *pod)
+{
+	const struct kube_store_events *events = &store->cfg.events;
+	struct unreadable was = *pod;
+
+	*pod = store->unread[--store->n_unread];
+	if (events->unreadable)
+		events->unreadable(events->arg, was.ns, was.name, was.uid, NULL);
+	unread_done(&was);
+}
+
+static bool same_uid(const char *a, const char *b)
+{
+	return a && b ? !strcmp(a, b) : a == b;
+}
+
+static int add_unread(struct kube_store *store, const struct key *key, const char *uid)
+{
+	struct unreadable *grown, *pod;
+
+	if (store->n_unread == KUBE_STORE_PODS_MAX)
+		return -ENOSPC;
+	grown = reallocarray(store->unread, store->n_unread + 1, sizeof(*grown));
+	if (!grown)
+		return -ENOMEM;
+	store->unread = grown;
+	pod = &grown[store->n_unread];
+	*pod = (struct unreadable){.ns = strdup(key->ns),
+				   .name = strdup(key->name),
+				   .uid = uid ? strdup(uid) : NULL,
+				   .listed = true};
+	if (!pod->ns || !pod->name || (uid && !pod->uid)) {
+		unread_done(pod);
+		return -ENOMEM;
+	}
+	store->n_unread++;
+	return 0;
+}
+
+static void note_unread(struct kube_store *store, const struct key *key, const json_t *object,
+			const struct error *why)
+{
+	const struct kube_store_events *events = &store->cfg.events;
+	struct unreadable *pod = find_unread(store, key);
+	const char *uid = uid_of(object);
+
+	if (pod && same_uid(pod->uid, uid)) {
+		pod->listed = true;
+		return;
+	}
+	if (pod)
+		drop_unread(store, pod);
+	if (add_unread(store, key, uid) < 0)
+		store->refused++;
+	else if (events->unreadable)
+		events->unreadable(events->arg, key->ns, key->name, uid, why);
+}
+
+static void remove_unread(struct kube_store *store, const struct key *key, const char *uid)
+{
+	struct unreadable *pod = find_unread(store, key);
+
+	/* What is said of an earlier pod of this name comes too late to matter. */
+	if (pod && (!uid || !pod->uid || !strcmp(uid, pod->uid)))
+		drop_unread(store, pod);
+}
+
+static void now_readable(struct kube_store *store, const struct kube_pod *pod)
+{
+	const struct key key = {pod->ns, pod->name};
+	struct unreadable *was = find_unread(store, &key);
+
+	if (was)
+		drop_unread(store, was);
+}
+
 /* It is there, whatever it says: what was known of it stays. */
-static void keep_unreadable(struct kube_store *store, enum kube_kind kind, const json_t *object)
+static void keep_unreadable(struct kube_store *store, enum kube_kind kind, const json_t *object,
+			    const struct error *why)
 {
 	struct error ignored = {0};
 	struct key key;
@@ -245,10 +349,14 @@ static void keep_unreadable(struct kube_store *store, enum kube_kind kind, const
 	if (kube_object_name(object, &key.ns, &key.name, &ignored) < 0)
 		return;
 	item = find(store, kind, &key, &place);
-	if (item && is_successor(kind, item, object))
-		remove_at(store, kind, place);
-	else if (item)
+	if (item && !is_successor(kind, item, object)) {
 		*listed_of(kind, item) = true;
+		return;
+	}
+	if (item)
+		remove_at(store, kind, place);
+	if (kind == KUBE_PODS)
+		note_unread(store, &key, object, why);
 }
 
 static bool is_elsewhere(const struct kube_store *store, enum kube_kind kind, const void *item)
@@ -266,12 +374,12 @@ int kube_store_put(struct kube_store *store, enum kube_kind kind, const json_t *
 	int r;
 
 	if (unreadable) {
-		keep_unreadable(store, kind, object);
+		keep_unreadable(store, kind, object, unreadable);
 		return error_set(err, EINVAL, "%s", unreadable->text);
 	}
 	r = read_item(store, kind, object, &item, err);
 	if (r == -EINVAL)
-		keep_unreadable(store, kind, object);
+		keep_unreadable(store, kind, object, err);
 	else if (r)
 		store->refused++;
 	if (r || !item)
@@ -281,6 +389,8 @@ int kube_store_put(struct kube_store *store, enum kube_kind kind, const json_t *
 		return kube_store_remove(store, kind, object, err);
 	}
 	r = store_item(store, kind, item, err);
+	if (!r && kind == KUBE_PODS)
+		now_readable(store, item);
 	if (r) {
 		store->refused++;
 		item_free(kind, item);
@@ -300,6 +410,8 @@ int kube_store_remove(struct kube_store *store, enum kube_kind kind, const json_
 		store->unreadable++;
 		return r;
 	}
+	if (kind == KUBE_PODS)
+		remove_unread(store, &key, uid_of(object));
 	item = find(store, kind, &key, &place);
 	/* What is said of an earlier pod of this name comes too late to matter. */
 	if (item && !is_successor(kind, item, object))
@@ -315,6 +427,8 @@ void kube_store_list_begin(struct kube_store *store, enum kube_kind kind)
 
 	for (size_t i = 0; i < table->n; i++)
 		*listed_of(kind, table->items[i]) = false;
+	for (size_t i = 0; kind == KUBE_PODS && i < store->n_unread; i++)
+		store->unread[i].listed = false;
 }
 
 void kube_store_list_end(struct kube_store *store, enum kube_kind kind)
@@ -337,6 +451,9 @@ void kube_store_list_end(struct kube_store *store, enum kube_kind kind)
 		tell(store, kind, table->items[i], NULL);
 		item_free(kind, table->items[i]);
 	}
+	for (size_t i = store->n_unread; kind == KUBE_PODS && i > 0; i--)
+		if (!store->unread[i - 1].listed)
+			drop_unread(store, &store->unread[i - 1]);
 }
 
 bool kube_store_complete(const struct kube_store *store, enum kube_kind kind)
@@ -372,6 +489,13 @@ const struct kube_pod *kube_store_pod_uid(const struct kube_store *store, const 
 		}
 	}
 	return claims == 1 ? local : NULL;
+}
+
+bool kube_store_pod_unreadable(const struct kube_store *store, const char *ns, const char *name)
+{
+	const struct key key = {ns, name};
+
+	return find_unread(store, &key);
 }
 
 const struct kube_namespace *kube_store_namespace(const struct kube_store *store, const char *name)
@@ -433,5 +557,8 @@ void kube_store_free(struct kube_store *store)
 			item_free((enum kube_kind)kind, table->items[i]);
 		free(table->items);
 	}
+	for (size_t i = 0; i < store->n_unread; i++)
+		unread_done(&store->unread[i]);
+	free(store->unread);
 	free(store);
 }

@@ -9,7 +9,8 @@
  *
  * A list is taken by list_begin, a put for each object, list_end: what was not in it is gone. A
  * list that breaks off is begun again, and nothing is gone until one ends. Of an object that cannot
- * be read, what was known stays known: it exists.
+ * be read, what was known stays known: it exists. Of a pod of which nothing was known, that it
+ * exists is all that is known.
  */
 #include "kube_pod.h"
 
@@ -37,6 +38,12 @@ struct kube_store_events {
 	void (*pod)(void *arg, const struct kube_pod *was, const struct kube_pod *now,
 		    uint32_t changed); /* kube_pod_diff() of both */
 	void (*ns)(void *arg, const struct kube_namespace *was, const struct kube_namespace *now);
+	/*
+	 * A pod is there that cannot be read, and never could; why NULL: that is over. uid NULL:
+	 * not even that could.
+	 */
+	void (*unreadable)(void *arg, const char *ns, const char *name, const char *uid,
+			   const struct error *why);
 	void *arg;
 };
 
@@ -73,6 +80,8 @@ const struct kube_pod *kube_store_pod(const struct kube_store *store, const char
  * By the API's uid, or by the one that kubelet has for a static pod, unless several claim that one.
  */
 const struct kube_pod *kube_store_pod_uid(const struct kube_store *store, const char *uid);
+/* There is a pod of this name, and no more is known of it. */
+bool kube_store_pod_unreadable(const struct kube_store *store, const char *ns, const char *name);
 const struct kube_namespace *kube_store_namespace(const struct kube_store *store, const char *name);
 
 /* In order of namespace and name; ns NULL: of all namespaces. */

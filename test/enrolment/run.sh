@@ -496,6 +496,34 @@ test_heal_that_fails() {
 	wait_for 10 mode_is one none
 }
 
+# Neither is it gone because nobody can read what the API says of it.
+test_unreadable_after_a_restart() {
+	local state=$NODE_DIR/run/state.json
+	run_pod unread "$AMBIENT"
+	ztunnel_comes unread
+	wait_for 10 mode_is unread ambient
+	agent_ends TERM
+	jq -nc '{metadata: {annotations: {"istio.io/x": ("x" * 70000)}}}' >"$NODE_DIR/large.json"
+	api PATCH /api/v1/namespaces/demo/pods/unread - <"$NODE_DIR/large.json" >/dev/null
+	# Of a new pod a list that does not have it would prove nothing.
+	jq -c '.pods[].since = 1000000000' "$state" >"$state.old"
+	mv "$state.old" "$state"
+	agent_up
+	wait_for 10 status_is .enrolment.kubernetes.complete true
+	wait_for 10 has_event unread SockmeshRefused
+	# Pods are looked at one after the other, and this one comes last.
+	label_pod two "$AMBIENT"
+	wait_for 10 mode_is two ambient
+	check_equal "$(status_field .enrolment.ztunnel.pods)" 2 "unread and two"
+	is_captured unread
+	label_pod two "$NOT_AMBIENT"
+	annotate_pod unread '{"istio.io/x":null}'
+	label_pod unread "$NOT_AMBIENT"
+	wait_for 10 mode_is unread none
+	wait_for 10 mode_is two none
+	end_pod unread
+}
+
 # ---- refusals ----------------------------------------------------------------------------------
 
 has_event() { # POD REASON
@@ -718,6 +746,7 @@ check "an ambient pod that a restart excludes leaves" test_excluded_by_a_restart
 check "without an API server it stays, and ztunnel serves it" test_excluded_without_the_api
 check "a pod without a proxy is not redirected to one" test_mistaken_for_a_sidecar
 check "a redirection that cannot be put right is told, until it is" test_heal_that_fails
+check "a pod that cannot be read is not taken for one that is gone" test_unreadable_after_a_restart
 check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
 SCALE=ci check "what is wanted comes true of pods that change, come and go all the time" test_churn
 [ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"

@@ -45,6 +45,12 @@ static void on_namespace(void *arg, const struct kube_namespace *was,
 	note(arg, "%c%s ", !was ? '+' : !now ? '-' : '~', (now ? now : was)->name);
 }
 
+static void on_unreadable(void *arg, const char *ns, const char *name, const char *uid,
+			  const struct error *why)
+{
+	note(arg, "%s%s/%s:%s ", why ? "?" : "!", ns, name, uid ?: "-");
+}
+
 struct fixture {
 	struct diary diary;
 	struct kube_selectors selectors;
@@ -57,7 +63,10 @@ static void fixture_open(struct fixture *f)
 	struct kube_store_config cfg = {
 		.keep = {.selectors = &f->selectors},
 		.node = NODE,
-		.events = {.pod = on_pod, .ns = on_namespace, .arg = &f->diary},
+		.events = {.pod = on_pod,
+			   .ns = on_namespace,
+			   .unreadable = on_unreadable,
+			   .arg = &f->diary},
 	};
 
 	memset(f, 0, sizeof(*f));
@@ -236,12 +245,53 @@ TEST(an_object_that_cannot_be_read_is_not_gone)
 	CHECK_STR(told(&f), "");
 	/* But one that has taken its name is another. */
 	CHECK_EQ(kube_store_put(f.store, KUBE_PODS, other, &too_large, &f.err), -EINVAL);
-	CHECK_STR(told(&f), "-shop/a ");
+	CHECK_STR(told(&f), "-shop/a ?shop/a:2 ");
 	CHECK_EQ(put(&f, KUBE_PODS, "{'metadata':7}"), -EINVAL);
 	CHECK_EQ(put(&f, KUBE_NAMESPACES, "{'metadata':{'name':'x','labels':7}}"), -EINVAL);
 	kube_store_count(f.store, &counts);
 	CHECK_EQ(counts.unreadable, 5);
 	CHECK_EQ(counts.refused, 0);
+	fixture_close(&f);
+	return TEST_OK;
+}
+
+#define ILLEGIBLE "'spec':{'hostNetwork':1}}"
+
+TEST(that_an_unreadable_pod_is_there_is_known)
+{
+	struct fixture f;
+
+	fixture_open(&f);
+	kube_store_list_begin(f.store, KUBE_PODS);
+	CHECK_EQ(put(&f, KUBE_PODS, POD("shop", "a", "1") ILLEGIBLE), -EINVAL);
+	CHECK_STR(told(&f), "?shop/a:1 ");
+	CHECK_EQ(put(&f, KUBE_PODS, POD("shop", "b", "2") ILLEGIBLE), -EINVAL);
+	CHECK_EQ(put(&f, KUBE_PODS, "{'metadata':{'namespace':'shop','name':'c'}," ILLEGIBLE),
+		 -EINVAL);
+	CHECK_STR(told(&f), "?shop/b:2 ?shop/c:- ");
+	kube_store_list_end(f.store, KUBE_PODS);
+	CHECK(kube_store_pod_unreadable(f.store, "shop", "a"));
+	CHECK(!kube_store_pod_unreadable(f.store, "shop", "d"));
+	CHECK(!kube_store_pod(f.store, "shop", "a"));
+	/* Once, however often it is seen, and another one of its name once more. */
+	CHECK_EQ(put(&f, KUBE_PODS, POD("shop", "a", "1") ILLEGIBLE), -EINVAL);
+	CHECK_STR(told(&f), "");
+	CHECK_EQ(put(&f, KUBE_PODS, POD("shop", "a", "7") ILLEGIBLE), -EINVAL);
+	CHECK_STR(told(&f), "!shop/a:1 ?shop/a:7 ");
+	/* Until it can be read, is deleted, or is not listed any more. */
+	CHECK_EQ(PUT_POD(&f, "shop", "a", "7"), 0);
+	CHECK_STR(told(&f), "+shop/a !shop/a:7 ");
+	CHECK(!kube_store_pod_unreadable(f.store, "shop", "a"));
+	CHECK_EQ(DROP_POD(&f, "shop", "b", "8"), 0);
+	CHECK_STR(told(&f), "");
+	CHECK_EQ(DROP_POD(&f, "shop", "b", "2"), 0);
+	CHECK_STR(told(&f), "!shop/b:2 ");
+	kube_store_list_begin(f.store, KUBE_PODS);
+	CHECK_EQ(PUT_POD(&f, "shop", "a", "7"), 0);
+	CHECK(kube_store_pod_unreadable(f.store, "shop", "c"));
+	kube_store_list_end(f.store, KUBE_PODS);
+	CHECK_STR(told(&f), "!shop/c:- ");
+	CHECK(!kube_store_pod_unreadable(f.store, "shop", "c"));
 	fixture_close(&f);
 	return TEST_OK;
 }
