@@ -148,11 +148,18 @@ static void drop_stale_found(struct member *m, const struct pod *entry)
 		forget_found(m);
 }
 
-/* Of a pod that a plugin has added, the plugin knows the addresses. */
-static bool addresses_differ(const struct pod *entry, const struct kube_pod *kp)
+static bool is_enrolled(const struct pod *entry)
 {
-	if (!entry || !kp || !kp->n_ips || !was_found(entry))
+	return entry && entry->mode != POD_SKIP;
+}
+
+static bool addresses_differ(const struct enrolment *e, const struct pod *entry,
+			     const struct kube_pod *kp)
+{
+	if (!is_enrolled(entry) || !kp || !kp->n_ips)
 		return false;
+	if (!was_found(entry))
+		return registration_readdressed(e->cfg.registration, entry, kp);
 	if (entry->n_ips != kp->n_ips)
 		return true;
 	for (size_t i = 0; i < kp->n_ips; i++)
@@ -173,11 +180,6 @@ static enum enrol_validation validation_of(const struct kube_pod *kp)
 	}
 }
 
-static bool is_enrolled(const struct pod *entry)
-{
-	return entry && entry->mode != POD_SKIP;
-}
-
 /* A namespace is compared with the kernel through its first entry. */
 static const char *broken_of(const struct enrolment *e, const struct pod *entry)
 {
@@ -195,7 +197,7 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 		.wanted = look->decision.mode,
 		.hold = look->decision.hold,
 		.enrolled = entry ? entry->mode : POD_SKIP,
-		.addresses_differ = addresses_differ(entry, kp),
+		.addresses_differ = addresses_differ(e, entry, kp),
 		.gone = !kp && !look->unreadable && look->m->is_expected && e->store &&
 			kube_store_complete(e->store, KUBE_PODS),
 		.has_ips = (kp && kp->n_ips) || (entry && entry->n_ips),

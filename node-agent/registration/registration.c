@@ -4,7 +4,9 @@
 #include "accelerate.h"
 #include "error.h"
 #include "json.h"
+#include "kube_pod.h"
 #include "log.h"
+#include "netlink.h"
 #include "netns.h"
 #include "pod_state.h"
 #include "pod_workload.h"
@@ -764,25 +766,97 @@ int registration_add_found(struct registration *reg, const struct registration_f
 	return r ? r : set_decided(reg, pod, found->netns_fd, facts, err);
 }
 
+static bool has_address(const struct registration *reg, uint64_t cookie,
+			const struct ip_address *address)
+{
+	for (size_t i = 0; i < pod_table_count(reg->table); i++) {
+		const struct pod *pod = pod_table_at(reg->table, i);
+
+		for (size_t j = 0; pod->cookie == cookie && j < pod->n_ips; j++)
+			if (ip_address_equal(&pod->ips[j].address, address))
+				return true;
+	}
+	return false;
+}
+
+static bool all_are_there(int netns_fd, const struct kube_pod *kp)
+{
+	scoped_free struct ip_address *there = NULL;
+	struct error ignored = {0};
+	size_t n = 0, found = 0;
+
+	if (netlink_list_addresses(netns_fd, &there, &n, &ignored))
+		return false;
+	for (size_t i = 0; i < kp->n_ips; i++) {
+		size_t j = 0;
+
+		while (j < n && !ip_address_equal(&there[j], &kp->ips[i]))
+			j++;
+		found += j < n;
+	}
+	return found == kp->n_ips;
+}
+
+bool registration_readdressed(const struct registration *reg, const struct pod *pod,
+			      const struct kube_pod *kp)
+{
+	scoped_fd int netns_fd = -1;
+	size_t unknown = 0;
+
+	for (size_t i = 0; i < kp->n_ips; i++)
+		unknown += !has_address(reg, pod->cookie, &kp->ips[i]);
+	if (!unknown)
+		return false;
+	/* For a while after a new sandbox was made the API has the addresses of the one before. */
+	netns_fd = registration_open_netns(pod);
+	return netns_fd >= 0 && all_are_there(netns_fd, kp);
+}
+
+/* Those of the API in the place of what the entry has, where that is to be. */
+static void readdress(const struct registration *reg, const struct pod *old,
+		      const struct kube_pod *kp, struct agent_address ips[static KUBE_POD_IPS_MAX],
+		      struct agent_request *ret)
+{
+	for (size_t i = 0; i < pod_table_count(reg->table); i++) {
+		const struct pod *pod = pod_table_at(reg->table, i);
+
+		/* The runtime attaches the default network first: the API names its addresses. */
+		if (pod == old)
+			break;
+		if (pod->cookie == old->cookie)
+			return;
+	}
+	if (!kp || !registration_readdressed(reg, old, kp))
+		return;
+	for (size_t i = 0; i < kp->n_ips; i++)
+		ips[i] = (struct agent_address){kp->ips[i],
+						ip_address_is_v4(&kp->ips[i]) ? 32 : 128};
+	ret->ips = ips;
+	ret->n_ips = kp->n_ips;
+}
+
 static int redecide_entry(struct registration *reg, const struct pod *old,
 			  const struct registration_found *found, const struct pod_facts *facts,
 			  struct error *err)
 {
 	const struct netns_id id = {
 		.cookie = old->cookie, .dev = old->netns_dev, .ino = old->netns_ino};
-	const struct agent_request req = {.container_id = old->container_id,
-					  .if_name = old->if_name,
-					  .network = old->network,
-					  .netns = (char *)(found->netns ?: old->netns),
-					  .pod_namespace = old->ns,
-					  .pod_name = old->name,
-					  .pod_uid = old->uid,
-					  .ips = old->ips,
-					  .n_ips = old->n_ips,
-					  .cgroup = old->cgroup};
+	struct agent_request req = {.container_id = old->container_id,
+				    .if_name = old->if_name,
+				    .network = old->network,
+				    .netns = (char *)(found->netns ?: old->netns),
+				    .pod_namespace = old->ns,
+				    .pod_name = old->name,
+				    .pod_uid = old->uid,
+				    .ips = old->ips,
+				    .n_ips = old->n_ips,
+				    .cgroup = old->cgroup};
+	struct agent_address ips[KUBE_POD_IPS_MAX];
 	struct pod *pod = NULL;
-	int r = pod_from_request(&req, &id, &pod, err);
+	int r;
 
+	readdress(reg, old, facts->kube_pod, ips, &req);
+	r = pod_from_request(&req, &id, &pod, err);
 	if (r)
 		return r;
 	if (replace_text(&pod->service_account, old->service_account)) {

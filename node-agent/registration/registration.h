@@ -19,6 +19,7 @@
 
 struct accelerate;
 struct error;
+struct kube_pod;
 struct registration;
 
 struct registration_config {
@@ -71,6 +72,13 @@ int registration_add_found(struct registration *reg, const struct registration_f
 int registration_redecide(struct registration *reg, const struct pod *pod,
 			  const struct registration_found *found, const struct pod_facts *facts,
 			  struct error *err);
+
+/*
+ * Has the pod other addresses than a plugin has told: the API says so, and they are there?
+ * registration_redecide() takes them.
+ */
+bool registration_readdressed(const struct registration *reg, const struct pod *pod,
+			      const struct kube_pod *kp);
 
 /* Is what these settings mean already the entry's plan? */
 bool registration_is_planned(const struct pod *pod, const struct redirect_settings *settings);

@@ -200,6 +200,29 @@ test_add_without_ztunnel_is_admitted() {
 	wait_for 10 status_is .enrolment.ztunnel.ready 1
 }
 
+exempts() { # POD ADDRESS
+	[[ $(nft list ruleset 2>/dev/null) == *"$2 comment \"netns $(pod_field "$1" cookie)\""* ]]
+}
+
+# With the netfilter engines it is by address that a pod's probes are exempt.
+test_new_address() {
+	local new=10.88.77.9
+	agent_ends TERM
+	agent_up --mode nftables --reconcile-seconds 1
+	with_plugin run_pod readdressed "$AMBIENT"
+	wait_for 10 exempts readdressed "${POD_IP4[readdressed]}"
+	# One that the pod does not have is another sandbox's.
+	cluster_pod_status demo readdressed Running "$new" >/dev/null
+	wait_for 10 annotation_is readdressed "$REDIRECTION" enabled
+	exempts readdressed "${POD_IP4[readdressed]}"
+	ip -n readdressed address add "$new/16" dev eth0
+	wait_for 10 exempts readdressed "$new"
+	check_fails exempts readdressed "${POD_IP4[readdressed]}"
+	end_pod readdressed
+	agent_ends TERM
+	agent_up
+}
+
 # ---- ends and restarts -------------------------------------------------------------------------
 
 one_is_ambient() {
@@ -724,6 +747,7 @@ check "a pod that the API does not know is created nevertheless" test_add_waits_
 check "one that it does not know yet waits a moment for it" test_add_ends_when_the_api_knows
 check "without ztunnel an ambient pod is not created, others are" test_add_without_ztunnel_is_denied
 check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_is_admitted
+check "the address that the API names is the one whose probes are exempt" test_new_address
 check "pods stay in the mesh while the agent is killed" test_agent_killed
 check "the next agent writes no status that is written already" test_restart_writes_nothing
 check "what a proxy's environment said is known after a restart" test_environment_is_remembered
