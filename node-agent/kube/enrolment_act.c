@@ -981,8 +981,8 @@ void enrolment_look_at(struct enrolment *e, struct member *m)
 		return;
 	if (look_at(e, m, &look, &err)) {
 		decide_and_act(e, &look);
-		if (e->repair && look.kp)
-			/* What was done may have replaced the entry. */
+		/* What was done may have replaced the entry. */
+		if (e->repair && look.kp && look.decision.mode == POD_SIDECAR)
 			pod_repair_look_at(e->repair, look.kp,
 					   is_enrolled(enrolment_entry(e, look.kp, m->uid)));
 	} else {
