@@ -16,6 +16,7 @@
 #include "kernel_probe.h"
 #include "kube_client.h"
 #include "kube_config.h"
+#include "kubelet.h"
 #include "log.h"
 #include "metrics.h"
 #include "metrics_facts.h"
@@ -557,6 +558,9 @@ int main(int argc, char **argv)
 
 	if (!r && agent.options.action != ACTION_HELP && agent.options.action != ACTION_VERSION)
 		r = check_policy(&agent.options, &err);
+	if (!r && agent.options.action == ACTION_RUN)
+		r = kubelet_check(agent.options.redirect.kubelet_cgroup,
+				  agent.options.redirect.cgroup_root, &err);
 	if (r) {
 		char text[sizeof(err.text) + 64];
 

@@ -313,6 +313,7 @@ int ebpf_kubelet_ensure(struct ebpf *e, struct error *err)
 		return r;
 	ino = *k.cgroup ? inode_of(k.cgroup) : 0;
 	if (!ino) {
+		links_remove(e);
 		say(e, &k, KUBELET_SAID_MISSING);
 		return 0;
 	}

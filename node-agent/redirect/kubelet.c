@@ -81,31 +81,29 @@ json_t *kubelet_json(const struct kubelet *k, enum kubelet_known known)
 
 /* ---- its cgroup ------------------------------------------------------------------------------ */
 
-/* 0 where the root cannot be reached, as from a mount of a part of the hierarchy. */
-static uint32_t level_of(int dir_fd)
+/*
+ * How many levels above the directory the other one is, 0 being itself; -1 where it is not above,
+ * or cannot be reached, as from a mount of a part of the hierarchy.
+ */
+static int levels_up(int dir_fd, dev_t dev, ino_t ino)
 {
 	scoped_fd int fd = dup(dir_fd);
-	struct stat here, first;
+	struct stat here;
 
-	if (fd < 0 || fstat(fd, &first) < 0)
-		return 0;
-	here = first;
-	for (uint32_t level = 0; level < LEVELS_MAX; level++) {
+	for (int level = 0; level < LEVELS_MAX; level++) {
 		int up;
 
-		if (here.st_dev != first.st_dev)
-			return 0;
-		if (here.st_ino == CGROUP_ROOT_INODE)
+		if (fd < 0 || fstat(fd, &here) < 0 || here.st_dev != dev)
+			return -1;
+		if (here.st_ino == ino)
 			return level;
+		if (here.st_ino == CGROUP_ROOT_INODE)
+			return -1;
 		up = openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
-		if (up < 0)
-			return 0;
 		close(fd);
 		fd = up;
-		if (fstat(fd, &here) < 0)
-			return 0;
 	}
-	return 0;
+	return -1;
 }
 
 /* The inode number of a cgroup's directory is its id. */
@@ -113,11 +111,41 @@ static void identify(struct kubelet *k)
 {
 	scoped_fd int fd = open(k->cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	struct stat st;
+	int levels;
 
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return;
+	levels = levels_up(fd, st.st_dev, CGROUP_ROOT_INODE);
 	k->cgroup_id = st.st_ino;
-	k->level = level_of(fd);
+	k->level = levels > 0 ? (uint32_t)levels : 0;
+}
+
+/* Are the pods in it as well? Then each of their processes would be taken for kubelet. */
+static bool holds_pods(const char *cgroup, const char *cgroup_root)
+{
+	char root[PATH_MAX], pods[PATH_MAX];
+	struct error ignored = {0};
+	scoped_fd int fd = -1;
+	struct stat st;
+
+	if (stat(cgroup, &st) < 0)
+		return false;
+	if (!cgroup_root && cgroup2_find(NULL, root, sizeof(root), &ignored))
+		return false;
+	if (cgroup_attach_dir(cgroup_root ?: root, pods, sizeof(pods), &ignored))
+		return false;
+	fd = open(pods, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return fd >= 0 && levels_up(fd, st.st_dev, st.st_ino) >= 0;
+}
+
+int kubelet_check(const char *given, const char *cgroup_root, struct error *err)
+{
+	if (!given || !*given || !holds_pods(given, cgroup_root))
+		return 0;
+	return error_set(err, EINVAL,
+			 "--kubelet-cgroup %s is not kubelet's alone: the pods are in it, and each "
+			 "of them would pass for kubelet",
+			 given);
 }
 
 bool kubelet_see_cgroups_of_node(void)
@@ -248,7 +276,8 @@ static void find_its_cgroup(struct kubelet *k, const char *root)
 		k->cgroup[0] = '\0';
 		return;
 	}
-	identify(k);
+	if (!holds_pods(k->cgroup, root))
+		identify(k);
 	if (k->cgroup_id)
 		k->source = KUBELET_CGROUP;
 	else
@@ -265,7 +294,11 @@ int kubelet_find(const char *given, const char *cgroup_root, struct kubelet *ret
 		k.source = KUBELET_GIVEN;
 		if (snprintf(k.cgroup, sizeof(k.cgroup), "%s", given) >= (int)sizeof(k.cgroup))
 			return error_set(err, ENAMETOOLONG, "kubelet's cgroup %.100s...", given);
-		identify(&k);
+		/* Since the start of the agent, which refuses it then. */
+		if (kubelet_check(given, cgroup_root, &ignored))
+			k = (struct kubelet){.source = KUBELET_UNKNOWN};
+		else
+			identify(&k);
 		*ret = k;
 		return 0;
 	}

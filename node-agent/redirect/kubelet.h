@@ -27,10 +27,14 @@ struct kubelet {
 	uid_t uid;	       /* of the process; 0 where there is none, as kubelet is root */
 };
 
+/* -EINVAL: given, --kubelet-cgroup, holds the pods, which would all be kubelet then. */
+int kubelet_check(const char *given, const char *cgroup_root, struct error *err);
+
 /*
  * given: --kubelet-cgroup, NULL or "" when it is not set. cgroup_root: where cgroup2 is mounted,
  * NULL: looked for. A process counts when it is called kubelet, kubelite or k3s and is in our own
- * network namespace and not in a pod: what a pod calls its processes means nothing.
+ * network namespace and not in a pod: what a pod calls its processes means nothing. Nor does a
+ * cgroup count that holds the pods.
  */
 int kubelet_find(const char *given, const char *cgroup_root, struct kubelet *ret,
 		 struct error *err);
