@@ -16,6 +16,13 @@ static enum enrol_status status_of(const struct enrol_view *v)
 								: ENROL_STATUS_ENABLED;
 }
 
+/* Of a pod that is in nobody's hands but perhaps another agent's, its annotation is that agent's.
+ */
+static enum enrol_status no_status(const struct enrol_view *v)
+{
+	return v->foreign ? ENROL_STATUS_KEEP : ENROL_STATUS_NONE;
+}
+
 /* ---- the end of a pod ---------------------------------------------------------------------- */
 
 /*
@@ -25,7 +32,7 @@ static enum enrol_status status_of(const struct enrol_view *v)
 static struct enrol_step next_of_ended(const struct enrol_view *v)
 {
 	if (v->enrolled == POD_SKIP && v->ztunnel != ENROL_ZTUNNEL_HAS_IT)
-		return step(ENROL_NOTHING, v->gone ? ENROL_STATUS_KEEP : ENROL_STATUS_NONE,
+		return step(ENROL_NOTHING, v->gone ? ENROL_STATUS_KEEP : no_status(v),
 			    "the pod has ended and is not enrolled");
 	if (v->ended)
 		return step(ENROL_WITHDRAW, ENROL_STATUS_NONE, "the pod's containers have ended");
@@ -49,7 +56,7 @@ static struct enrol_step next_of_unwanted(const struct enrol_view *v)
 			    "the pod is not to be redirected, and may be one that the kernel still "
 			    "redirects: its network namespace is not found yet");
 	if (v->enrolled == POD_SKIP)
-		return step(ENROL_NOTHING, ENROL_STATUS_NONE, "the pod is not to be redirected");
+		return step(ENROL_NOTHING, no_status(v), "the pod is not to be redirected");
 	if (!v->netns_known)
 		return step(ENROL_WAIT, status_of(v),
 			    "the pod is not to be redirected, but its network namespace, where the "

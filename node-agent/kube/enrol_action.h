@@ -33,6 +33,7 @@ struct enrol_view {
 	enum pod_mode wanted; /* pod_policy_decide(), POD_UNDECIDED too */
 	bool hold;	      /* struct pod_decision's */
 	bool asked;	      /* wanted because of sockmesh.io/redirection */
+	bool foreign;	      /* the same, and nothing is written on it that would be ours */
 
 	enum pod_mode enrolled; /* what the kernel has; POD_SKIP: nothing. Never POD_UNDECIDED */
 	bool ours;		/* this agent, or one before it, had enrolled the pod */

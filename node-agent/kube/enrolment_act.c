@@ -221,6 +221,8 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 		v.ours = kp->status != NULL;
 		v.perhaps_orphan = !entry && v.ours && look->m->found_fd < 0 &&
 				   registration_has_orphan(e->cfg.registration, -1);
+		v.foreign = look->decision.foreign && !kp->status && !look->m->status &&
+			    !look->m->wrote_redirection;
 		v.ended = kube_pod_ended(kp);
 		v.validation = validation_of(kp);
 	}

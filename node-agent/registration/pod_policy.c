@@ -492,8 +492,6 @@ static const char *untouchable(const struct policy_config *cfg, const struct pod
 		return "it has the host's network namespace (hostNetwork)";
 	if (is_ztunnel(cfg, pod))
 		return "ztunnel's own pods are never redirected";
-	if (pod->kube_pod && kube_pod_ended(pod->kube_pod))
-		return "it has ended: its containers do not start again";
 	if (pod->kube_ns && !pod->kube_ns->discovered)
 		return "its namespace is not selected by --discovery-selectors";
 	return NULL;
@@ -721,10 +719,17 @@ static int decide_known(const struct policy_config *cfg, const struct pod_facts 
 {
 	const char *reason = untouchable(cfg, pod);
 
-	if (is_excluded(cfg, pod, d))
+	if (is_excluded(cfg, pod, d)) {
+		d->foreign = true;
 		return 0;
+	}
 	if (reason) {
+		d->foreign = true;
 		decide_skip(d, reason);
+		return 0;
+	}
+	if (pod->kube_pod && kube_pod_ended(pod->kube_pod)) {
+		decide_skip(d, "it has ended: its containers do not start again");
 		return 0;
 	}
 	if (pod->annotations)

@@ -67,6 +67,7 @@ enum pod_mode { POD_SKIP, POD_SIDECAR, POD_AMBIENT, POD_UNDECIDED };
 struct pod_decision {
 	enum pod_mode mode;
 	bool hold;	  /* POD_UNDECIDED: its namespace is ambient, so do not let it start yet */
+	bool foreign;	  /* POD_SKIP for good: others may have it, and write what they like */
 	char reason[256]; /* why, in words, for people */
 	struct redirect_settings settings;  /* POD_SIDECAR and POD_AMBIENT */
 	enum accelerate_wish accelerate;    /* POD_SIDECAR only */

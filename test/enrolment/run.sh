@@ -23,6 +23,8 @@ cd "$(dirname "$0")/../.."
 . test/enrolment/lib.sh
 # shellcheck source=test/enrolment/churn.sh
 . test/enrolment/churn.sh
+# shellcheck source=test/enrolment/options.sh
+. test/enrolment/options.sh
 
 ENGINE=${ENGINE:-auto} ONLY=${ONLY:-}
 AMBIENT='{"istio.io/dataplane-mode":"ambient"}'
@@ -774,4 +776,6 @@ check "a pod that cannot be read is not taken for one that is gone" test_unreada
 check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
 SCALE=ci check "what is wanted comes true of pods that change, come and go all the time" test_churn
 [ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"
+check "what another agent may have is not written to, nor repaired" test_others_are_left_alone
+check "a cgroup that holds the pods is not taken for kubelet's" test_kubelets_cgroup_is_its_own
 tap_done

@@ -167,6 +167,23 @@ TEST(label_removed)
 	return TEST_OK;
 }
 
+TEST(what_others_may_have_is_not_told_about)
+{
+	struct enrol_view v = ready;
+
+	v.wanted = POD_SKIP;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_NONE, "not to be redirected");
+	v.foreign = true;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_KEEP, "not to be redirected");
+	v.ended = true;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_KEEP, "has ended");
+	v = enrolled;
+	v.wanted = POD_SKIP;
+	v.foreign = true;
+	CHECK_STEP(&v, ENROL_WITHDRAW, ENROL_STATUS_NONE, "not to be redirected any more");
+	return TEST_OK;
+}
+
 TEST(job_completes)
 {
 	struct enrol_view v = enrolled;

@@ -1072,6 +1072,7 @@ TEST(a_pod_that_has_ended_or_is_ztunnels_is_not_redirected)
 		CHECK_EQ(api_decide(&api), 0);
 		CHECK_EQ(api.decision.mode, POD_SKIP);
 		CHECK_HAS(api.decision.reason, "it has ended");
+		CHECK(!api.decision.foreign);
 	}
 	api.pod->phase = KUBE_PHASE_RUNNING;
 	CHECK_EQ(api_decide(&api), 0);
@@ -1080,6 +1081,7 @@ TEST(a_pod_that_has_ended_or_is_ztunnels_is_not_redirected)
 	CHECK_EQ(api_decide(&api), 0);
 	CHECK_EQ(api.decision.mode, POD_SKIP);
 	CHECK_HAS(api.decision.reason, "ztunnel's own");
+	CHECK(api.decision.foreign);
 	api_done(&api);
 	return TEST_OK;
 }
@@ -1094,10 +1096,16 @@ TEST(namespaces_that_are_excluded_or_not_discovered_come_before_everything)
 	CHECK_EQ(api_decide(&api), 0);
 	CHECK_EQ(api.decision.mode, POD_SKIP);
 	CHECK_HAS(api.decision.reason, "--discovery-selectors");
+	CHECK(api.decision.foreign);
+	api.pod->phase = KUBE_PHASE_SUCCEEDED;
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK(api.decision.foreign);
+	api.pod->phase = KUBE_PHASE_RUNNING;
 	api.cfg.exclude_namespaces = excluded;
 	CHECK_EQ(api_decide(&api), 0);
 	CHECK_EQ(api.decision.mode, POD_SKIP);
 	CHECK_HAS(api.decision.reason, "namespace \"shop\" is excluded");
+	CHECK(api.decision.foreign);
 	api_done(&api);
 	return TEST_OK;
 }

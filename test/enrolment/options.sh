@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# What options change about who joins, and what is told of those who do not. For run.sh.
+#
+# shellcheck disable=SC2153,SC2154 # variables are for and from the script that sources this
+
+agent_again() { # [OPTION...]
+	agent_ends TERM
+	agent_up "$@"
+	wait_for 10 status_is .enrolment.kubernetes.complete true
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+}
+
+patch_status() { # NAMESPACE POD PATCH: as others than we write it
+	cluster_patch "/api/v1/namespaces/$1/pods/$2/status" "$3" >/dev/null
+}
+
+says_enabled() { # NAMESPACE POD: Istio's agent
+	patch_status "$1" "$2" "{\"metadata\":{\"annotations\":{\"$REDIRECTION\":\"enabled\"}}}"
+}
+
+# It has started without redirection, as its init container has found.
+api_broken_pod() { # NAMESPACE POD
+	POD_NAMESPACE=$1 api_pod "$2" '{}' "$SIDECAR_ANNOTATION" '{"initContainers": [
+		{"name": "istio-validation", "image": "v"}], "containers": [
+		{"name": "app", "image": "app"}, {"name": "istio-proxy", "image": "p"}]}'
+	patch_status "$1" "$2" '{"status": {"phase": "Pending", "initContainerStatuses": [{
+		"name": "istio-validation", "image": "v", "imageID": "x", "ready": false, "restartCount": 1,
+		"state": {"waiting": {"reason": "CrashLoopBackOff"}},
+		"lastState": {"terminated": {"exitCode": 126}}}]}}'
+}
+
+label_is() { # NAMESPACE POD LABEL VALUE
+	[ "$(api GET "/api/v1/namespaces/$1/pods/$2" | jq -r --arg name "$3" '.metadata.labels[$name] // ""')" = "$4" ]
+}
+
+# Another agent, as Istio's, may have the pods that are none of ours. In both ways in which they are
+# not; what is written about one of ours shows that the others' turn is over.
+test_others_are_left_alone() {
+	local namespace
+	cluster_namespace excluded
+	cluster_namespace unknown
+	agent_again --exclude-namespaces excluded --repair label \
+		--discovery-selectors '[{"matchLabels": {"kubernetes.io/metadata.name": "demo"}}]'
+	for namespace in excluded unknown demo; do
+		POD_NAMESPACE=$namespace api_pod other
+		says_enabled "$namespace" other
+		api_broken_pod "$namespace" broken
+	done
+	wait_for 10 annotation_is other "$REDIRECTION" ""
+	wait_for 10 label_is demo broken cni.istio.io/uninitialized true
+	for namespace in excluded unknown; do
+		POD_NAMESPACE=$namespace annotation_is other "$REDIRECTION" enabled
+		label_is "$namespace" broken cni.istio.io/uninitialized ""
+	done
+	check_equal "$(status_field .enrolment.kubernetes.written.written)" 1 "what was written"
+	for namespace in excluded unknown demo; do
+		cluster_pod_delete "$namespace" other
+		cluster_pod_delete "$namespace" broken
+	done
+	agent_again
+}
+
+test_kubelets_cgroup_is_its_own() {
+	local options said status=0
+	mapfile -t options <<<"$(agent_options)"
+	said=$(timeout 10 "$BIN_DIR/sockmesh-agent" "${options[@]}" --kubelet-cgroup "$NODE_CGROUP" 2>&1) || status=$?
+	check_equal "$status" 2 "exit code"
+	check_has "$said" "the pods are in it" "what it says"
+}
