@@ -534,11 +534,13 @@ static void join_created(struct enrolment *e, struct member *m)
 
 	m->add = NULL;
 	enrolment_facts(e, kp, NULL, add->req, &facts);
+	facts.presumed = add->presumed;
 	if (!facts.uid)
 		facts.uid = m->uid;
 	reply = registration_handle(e->cfg.registration, add->req, add->netns_fd, &facts);
 	if (json_is_true(json_object_get(reply, "ok"))) {
 		e->joined++;
+		e->admitted_unknown += e->store && !kp;
 		no_trouble(m);
 	} else {
 		enrolment_leave_ztunnel(e, m->uid);
@@ -556,6 +558,7 @@ static void admit(struct enrolment *e, struct member *m, const char *why)
 
 	m->add = NULL;
 	enrolment_facts(e, kp, NULL, add->req, &facts);
+	facts.presumed = add->presumed;
 	if (!facts.uid)
 		facts.uid = m->uid;
 	facts.not_yet = why;

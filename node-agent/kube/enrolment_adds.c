@@ -116,7 +116,13 @@ static bool is_pod_netns(int netns_fd)
 	return netns_fd >= 0 && !netns_check_fd(netns_fd, &ignored) && !netns_is_host(netns_fd);
 }
 
-/* Everything is known that will be known in time. */
+/*
+ * Everything is known that will be known in time. While the API server is away a pod is created
+ * nevertheless: as ambient where it says so itself, or its namespace does as far as that is known.
+ * Not as one that bypasses ztunnel, then, but if need be as one that ztunnel lets wait until the
+ * API has told both of them who it is: its service account, which ztunnel is corrected about, and
+ * whether it is ambient after all.
+ */
 static void settle(struct enrolment *e, struct waiting_add *add)
 {
 	const struct kube_pod *kp = pod_of(e, add->req);
@@ -125,15 +131,12 @@ static void settle(struct enrolment *e, struct waiting_add *add)
 	struct error err = {0};
 	int r;
 
+	add->presumed = e->store && !kp && !enrolment_is_current(e);
 	enrolment_facts(e, kp, NULL, add->req, &facts);
+	facts.presumed = add->presumed;
 	r = pod_policy_decide(e->cfg.policy, &facts, &decision, &err);
 	if (!r && decision.mode == POD_UNDECIDED && decision.hold) {
 		enrolment_add_answer(e, add, busy(decision.reason));
-	} else if (!r && decision.mode == POD_AMBIENT && e->store && !kp) {
-		/* ztunnel would serve it under the wrong name, and that stays. */
-		enrolment_add_answer(e, add,
-				     busy("the API server has not told the pod's service account "
-					  "yet, which ztunnel needs"));
 	} else if (!r && decision.mode == POD_AMBIENT && is_pod_netns(add->netns_fd)) {
 		ask_ztunnel(e, add, kp);
 	} else {

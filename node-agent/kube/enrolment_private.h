@@ -32,6 +32,7 @@ struct waiting_add {
 	struct agent_request *req; /* owned */
 	int netns_fd;		   /* owned */
 	int64_t until_ms;	   /* monotonic: then it is decided from what is known */
+	bool presumed;		   /* struct pod_facts' */
 	bool asks_ztunnel;	   /* its member's turn it is; not in the list of those that wait */
 };
 

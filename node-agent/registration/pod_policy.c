@@ -617,15 +617,18 @@ static int decide_injected(const struct policy_config *cfg, const struct pod_fac
 static void decide_later(const struct policy_config *cfg, const struct pod_facts *pod,
 			 struct pod_decision *d)
 {
-	bool hold = pod->kube_ns &&
-		    kube_selectors_select(cfg->selectors, pod->kube_ns->selected, pod->labels) >= 0;
+	bool likely = pod->kube_ns && kube_selectors_select(cfg->selectors, pod->kube_ns->selected,
+							    pod->labels) >= 0;
 
-	d->mode = POD_UNDECIDED;
-	d->hold = hold;
+	d->mode = likely && pod->presumed ? POD_AMBIENT : POD_UNDECIDED;
+	d->hold = likely && !pod->presumed;
 	snprintf(d->reason, sizeof(d->reason), "%s",
-		 hold ? "its namespace is ambient, and what the API server says of the pod is not "
-			"known yet"
-		      : "not redirected until the API server says whether it is to be");
+		 d->hold ? "its namespace is ambient, and what the API server says of the pod is "
+			   "not known yet"
+		 : likely
+			 ? "its namespace is ambient, and the API server, which may know otherwise "
+			   "of the pod, is away"
+			 : "not redirected until the API server says whether it is to be");
 }
 
 /* refused: the reason why the pod wants no sidecar, or NULL. */
@@ -830,15 +833,24 @@ static int remember_sidecar(json_t *annotations, const struct redirect_settings 
 	return r;
 }
 
+static bool is_memorable(const struct pod_facts *facts, const struct pod_decision *decision)
+{
+	if (decision->mode == POD_SIDECAR)
+		return facts->kube_pod;
+	return decision->mode == POD_AMBIENT && (facts->kube_pod || facts->presumed);
+}
+
 json_t *pod_facts_remember(const struct pod_facts *pod, const struct pod_decision *decision)
 {
 	const struct pod_facts facts = known_facts(pod);
-	scoped_json json_t *annotations = json_copy((json_t *)facts.annotations);
+	scoped_json json_t *annotations =
+		facts.annotations ? json_copy((json_t *)facts.annotations) : NULL;
 	int r = 0;
 
-	if (!annotations || !facts.kube_pod ||
-	    (decision->mode != POD_AMBIENT && decision->mode != POD_SIDECAR))
+	if (!is_memorable(&facts, decision))
 		return json_incref(annotations);
+	if (!facts.annotations) /* the runtime has passed none */
+		annotations = json_object();
 	if (decision->mode == POD_AMBIENT)
 		r = json_object_set_new(annotations, REDIRECTION, json_string("ambient"));
 	else

@@ -54,7 +54,8 @@ struct pod_facts {
 	const json_t *labels;		      /* the same */
 	const struct kube_pod *kube_pod;      /* NULL: not known; else it counts, not the above */
 	const struct kube_namespace *kube_ns; /* NULL: not known */
-	enum pod_invalid_drop invalid_drop;   /* a decision's, from when kube_pod was known */
+	bool presumed; /* nobody can say more: of an ambient namespace it is ambient, until then */
+	enum pod_invalid_drop invalid_drop; /* a decision's, from when kube_pod was known */
 	const char *not_yet; /* why it is not redirected for now if it is ambient; NULL: it is */
 };
 

@@ -195,10 +195,10 @@ static int remember(struct pod *pod, const struct pod_facts *facts,
 {
 	json_t *annotations;
 
-	if (!facts->kube_pod)
+	if (!facts->kube_pod && !facts->presumed)
 		return 0;
 	annotations = pod_facts_remember(facts, decision);
-	if (!annotations)
+	if (!annotations && facts->annotations)
 		return error_set(err, ENOMEM, "annotations of a pod");
 	json_decref(pod->annotations);
 	pod->annotations = annotations;

@@ -69,3 +69,45 @@ test_kubelets_cgroup_is_its_own() {
 	check_equal "$status" 2 "exit code"
 	check_has "$said" "the pods are in it" "what it says"
 }
+
+# What is known of a pod then is what its runtime says, and what the API server had said of its
+# namespace. It is created, does not bypass ztunnel, and becomes what it is when the API says it.
+test_add_without_the_api() {
+	local pod
+	label_namespace demo "$AMBIENT"
+	# What is not written now is written some time after the API server is back.
+	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	wait_for 10 annotation_is two "$REDIRECTION" enabled
+	cluster_kill apiserver
+	wait_for 10 status_is .enrolment.kubernetes.current false
+	for pod in asks presumed optout; do
+		UID_OF[$pod]=5f0a7a1c-0000-4000-8000-00000000000${#pod}
+	done
+	POD_SAID_UID='' with_plugin pod_add asks '{"sockmesh.io/redirection":"ambient"}'
+	POD_SAID_UID='' with_plugin pod_add presumed
+	POD_SAID_UID='' with_plugin pod_add optout
+	for pod in asks presumed optout; do
+		check_equal "$(pod_field $pod mode)" ambient "mode of $pod"
+		ztunnel_was_told "${POD_ID[$pod]} $pod demo default"
+	done
+	cluster_apiserver_start
+	api_pod asks '' '{"sockmesh.io/redirection":"ambient"}' '{"serviceAccountName":"shop"}'
+	api_pod presumed
+	api_pod optout '{"istio.io/dataplane-mode":"none"}'
+	for pod in asks presumed optout; do
+		pod_runs $pod
+	done
+	wait_for 40 status_is .enrolment.kubernetes.current true
+	wait_for 10 mode_is optout none
+	goes_direct optout
+	wait_for 10 ztunnel_was_told "${UID_OF[asks]} asks demo shop"
+	wait_for 10 annotation_is asks "$REDIRECTION" enabled
+	wait_for 10 annotation_is presumed "$REDIRECTION" enabled
+	ztunnel_comes presumed
+	is_captured presumed
+	label_namespace demo "$NOT_AMBIENT"
+	wait_for 10 mode_is presumed none
+	for pod in asks presumed optout; do
+		end_pod $pod
+	done
+}

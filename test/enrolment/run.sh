@@ -778,4 +778,5 @@ SCALE=ci check "what is wanted comes true of pods that change, come and go all t
 [ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"
 check "what another agent may have is not written to, nor repaired" test_others_are_left_alone
 check "a cgroup that holds the pods is not taken for kubelet's" test_kubelets_cgroup_is_its_own
+check "pods are created while the API server is away, and none bypasses ztunnel" test_add_without_the_api
 tap_done

@@ -1151,6 +1151,47 @@ TEST(without_the_api_sidecars_are_decided_and_others_wait)
 	return TEST_OK;
 }
 
+TEST(while_the_api_is_away_a_pod_of_an_ambient_namespace_is_ambient)
+{
+	scoped_json json_t *nothing = quoted_json("{}");
+	scoped_json json_t *none = quoted_json("{'sockmesh.io/redirection':'none'}");
+	const json_t *const silent[] = {nothing, NULL};
+	struct api api;
+
+	api_open(&api, "", "", AMBIENT_NS);
+	for (size_t i = 0; i < COUNT(silent); i++) {
+		scoped_json json_t *memory = NULL;
+
+		api.facts = (struct pod_facts){.ns = "shop",
+					       .name = "web-0",
+					       .annotations = silent[i],
+					       .kube_ns = api.ns,
+					       .presumed = true};
+		CHECK_EQ(api_decide(&api), 0);
+		CHECK_EQ(api.decision.mode, POD_AMBIENT);
+		CHECK(!api.decision.hold && api.decision.settings.ambient);
+		CHECK_HAS(api.decision.reason, "is away");
+		memory = pod_facts_remember(&api.facts, &api.decision);
+		CHECK(memory);
+		/* The next agent, which knows no namespace yet. */
+		api.facts =
+			(struct pod_facts){.ns = "shop", .name = "web-0", .annotations = memory};
+		CHECK_EQ(api_decide(&api), 0);
+		CHECK_EQ(api.decision.mode, POD_AMBIENT);
+	}
+	api.facts = (struct pod_facts){
+		.ns = "shop", .name = "web-0", .annotations = nothing, .presumed = true};
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_UNDECIDED);
+	CHECK(!api.decision.hold);
+	api.facts.kube_ns = api.ns;
+	api.facts.annotations = none;
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_SKIP);
+	api_done(&api);
+	return TEST_OK;
+}
+
 TEST(without_its_namespace_a_pod_is_undecided_but_for_what_it_says_itself)
 {
 	CHECK_EQ(check_api("", "", NULL, POD_UNDECIDED, "until the API server says"), TEST_OK);
