@@ -251,6 +251,8 @@ static const char *reason_of(const struct enrolment *e, const struct look *look)
 
 	if (*look->m->trouble)
 		return look->m->trouble;
+	if (!is_enrolled(look->entry))
+		return look->step.reason;
 	broken = broken_of(e, look->entry);
 	if (broken)
 		return broken;
@@ -268,7 +270,7 @@ static char *status_text(const struct enrolment *e, const struct look *look)
 	char since[TIME_TEXT_MAX];
 	scoped_json json_t *obj = NULL;
 
-	if (!enrolled && !*look->m->trouble)
+	if (!enrolled && !*look->m->trouble && look->step.status != ENROL_STATUS_PENDING)
 		return NULL;
 	obj = json_pack("{s:i, s:s, s:s, s:s, s:o, s:s?}", "v", 1, "engine",
 			enrolled ? redirect_pod_engine(e->cfg.redirect, entry->cookie) : "none",
@@ -359,6 +361,15 @@ static void tell_status(struct enrolment *e, const struct look *look)
 	if (pod_status_set(e->status, &pod, &values, &err))
 		log_error(LOG_WARN, &err, "a pod's status is not written", "namespace", m->ns,
 			  "pod", m->name, NULL);
+}
+
+/* What is true of a pod about which nothing can be decided. */
+static enum enrol_status status_as_it_is(const struct enrolment *e, const struct look *look)
+{
+	if (!look->entry || look->entry->mode != POD_AMBIENT)
+		return ENROL_STATUS_NONE;
+	return e->zds && zds_server_refusal(e->zds, look->m->uid) ? ENROL_STATUS_PENDING
+								  : ENROL_STATUS_ENABLED;
 }
 
 /* ---- trouble --------------------------------------------------------------------------------- */
@@ -546,7 +557,7 @@ static void join_created(struct enrolment *e, struct member *m)
 		enrolment_leave_ztunnel(e, m->uid);
 	}
 	m->looks_again = true;
-	enrolment_add_answer(e, add, reply);
+	enrolment_add_decided(e, add, reply);
 }
 
 /* Registered as it is, to be enrolled when ztunnel comes. */
@@ -564,7 +575,7 @@ static void admit(struct enrolment *e, struct member *m, const char *why)
 	facts.not_yet = why;
 	e->admitted_without_ztunnel++;
 	m->waits_for_ztunnel = true;
-	enrolment_add_answer(
+	enrolment_add_decided(
 		e, add, registration_handle(e->cfg.registration, add->req, add->netns_fd, &facts));
 }
 
@@ -588,7 +599,7 @@ static void not_joined(struct enrolment *e, struct member *m, enum zds_result re
 
 		m->add = NULL;
 		enrolment_leave_ztunnel(e, m->uid);
-		enrolment_add_answer(e, add, agent_reply_refusal(AGENT_CODE_BUSY, true, err.text));
+		enrolment_add_decided(e, add, agent_reply_refusal(AGENT_CODE_BUSY, true, err.text));
 		return;
 	}
 	/* When one connects every pod is looked at. */
@@ -992,6 +1003,8 @@ void enrolment_look_at(struct enrolment *e, struct member *m)
 					   is_enrolled(enrolment_entry(e, look.kp, m->uid)));
 	} else {
 		trouble(e, m, &err, false);
+		look.step.status = status_as_it_is(e, &look);
+		tell_status(e, &look);
 	}
 	look_done(&look);
 }

@@ -12,6 +12,7 @@
 #include "event_loop.h"
 #include "monotonic.h"
 #include "netns.h"
+#include "pod_status.h"
 #include "registration.h"
 #include "same_text.h"
 #include "scoped.h"
@@ -86,6 +87,32 @@ static json_t *busy(const char *why)
 	return agent_reply_refusal(AGENT_CODE_BUSY, true, why);
 }
 
+/* What the pod says itself is told by the look that follows, which reads it as well. */
+static bool is_its_own_words(const json_t *reply)
+{
+	const char *code = json_string_value(json_object_get(reply, "code"));
+
+	return code && (!strcmp(code, agent_code_name(AGENT_CODE_BAD_ANNOTATION)) ||
+			!strcmp(code, agent_code_name(AGENT_CODE_UNSUPPORTED)));
+}
+
+void enrolment_add_decided(struct enrolment *e, struct waiting_add *add, json_t *reply)
+{
+	const struct kube_pod *kp = pod_of(e, add->req);
+	const char *why = json_string_value(json_object_get(reply, "message"));
+
+	if (!json_is_true(json_object_get(reply, "ok"))) {
+		e->refused++;
+		if (kp && e->status && why && !is_its_own_words(reply)) {
+			const struct pod_status_pod pod = {
+				.ns = kp->ns, .name = kp->name, .uid = kp->uid};
+
+			pod_status_event(e->status, &pod, "SockmeshRefused", why);
+		}
+	}
+	enrolment_add_answer(e, add, reply);
+}
+
 /* Where ambient pods begin: ztunnel first. The answer comes with ztunnel's. */
 static void ask_ztunnel(struct enrolment *e, struct waiting_add *add, const struct kube_pod *kp)
 {
@@ -136,13 +163,13 @@ static void settle(struct enrolment *e, struct waiting_add *add)
 	facts.presumed = add->presumed;
 	r = pod_policy_decide(e->cfg.policy, &facts, &decision, &err);
 	if (!r && decision.mode == POD_UNDECIDED && decision.hold) {
-		enrolment_add_answer(e, add, busy(decision.reason));
+		enrolment_add_decided(e, add, busy(decision.reason));
 	} else if (!r && decision.mode == POD_AMBIENT && is_pod_netns(add->netns_fd)) {
 		ask_ztunnel(e, add, kp);
 	} else {
 		/* Refusals are its to say as well. */
 		e->admitted_unknown += !r && decision.mode == POD_UNDECIDED;
-		enrolment_add_answer(
+		enrolment_add_decided(
 			e, add,
 			registration_handle(e->cfg.registration, add->req, add->netns_fd, &facts));
 	}

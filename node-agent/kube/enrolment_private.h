@@ -134,6 +134,8 @@ void enrolment_adds_look(struct enrolment *e); /* at all that wait */
 void enrolment_adds_told(struct enrolment *e, enum kube_kind kind, const json_t *object);
 void enrolment_adds_answer_all(struct enrolment *e);
 void enrolment_add_answer(struct enrolment *e, struct waiting_add *add, json_t *reply); /* frees */
+/* The same, with what was decided: a refusal is counted, and told where the API knows the pod. */
+void enrolment_add_decided(struct enrolment *e, struct waiting_add *add, json_t *reply);
 
 /* ---- enrolment_act.c ---- */
 

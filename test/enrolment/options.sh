@@ -111,3 +111,47 @@ test_add_without_the_api() {
 		end_pod $pod
 	done
 }
+
+status_says() { # POD JQ-FILTER TEXT
+	[[ $(api_annotation "$1" sockmesh.io/status | jq -r "$2") == *"$3"* ]]
+}
+
+# A pod that runs says why it is not in the mesh yet, one that is not created has an Event.
+test_why_a_pod_waits_is_told() {
+	local before
+	zds_stop
+	wait_for 10 status_is .enrolment.ztunnel.ready 0
+	label_pod one "$AMBIENT"
+	wait_for 10 annotation_is one "$REDIRECTION" pending
+	wait_for 10 status_says one .reason "waits for ztunnel"
+	api_pod unserved "$AMBIENT"
+	before=$(status_field .enrolment.refused)
+	check_fails with_plugin pod_add unserved '{}'
+	check_equal "$(status_field .enrolment.refused)" $((before + 1)) "refused"
+	wait_for 10 has_event unserved SockmeshRefused
+	ip netns delete unserved
+	cluster_pod_delete demo unserved
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 annotation_is one "$REDIRECTION" ""
+	wait_for 10 annotation_is one sockmesh.io/status ""
+	zds_start
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+}
+
+# Also of a pod that was never in it; what is redirected meanwhile stays "enabled".
+test_what_cannot_be_read_is_told_on_the_pod() {
+	local illegible='{"ambient.istio.io/dns-capture":"perhaps"}'
+	annotate_pod two "$illegible"
+	label_pod two "$AMBIENT"
+	wait_for 10 status_says two .reason dns-capture
+	annotate_pod two '{"ambient.istio.io/dns-capture":null}'
+	wait_for 10 mode_is two ambient
+	wait_for 10 annotation_is two "$REDIRECTION" enabled
+	annotate_pod two "$illegible"
+	wait_for 10 status_says two .reason dns-capture
+	check_equal "$(api_annotation two "$REDIRECTION")" enabled "of a pod that stays redirected"
+	annotate_pod two '{"ambient.istio.io/dns-capture":null}'
+	label_pod two "$NOT_AMBIENT"
+	wait_for 10 mode_is two none
+	wait_for 10 annotation_is two sockmesh.io/status ""
+}

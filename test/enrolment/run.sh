@@ -779,4 +779,6 @@ SCALE=ci check "what is wanted comes true of pods that change, come and go all t
 check "what another agent may have is not written to, nor repaired" test_others_are_left_alone
 check "a cgroup that holds the pods is not taken for kubelet's" test_kubelets_cgroup_is_its_own
 check "pods are created while the API server is away, and none bypasses ztunnel" test_add_without_the_api
+check "why a pod waits is told on it, why it is not created by an Event" test_why_a_pod_waits_is_told
+check "what cannot be read is told on the pod, too" test_what_cannot_be_read_is_told_on_the_pod
 tap_done
