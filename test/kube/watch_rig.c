@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The agent's client and watch of the Kubernetes API on an event loop, and nothing else: says on
- * standard output what they see, one line each, and does what standard input asks:
+ * The agent's client and watch of the Kubernetes API on an event loop, what it writes there about
+ * pods, and nothing else: says on standard output what they see, one line each, and does what
+ * standard input asks:
  *
  * - dump: "dump NAMESPACE/NAME VERSION" for each object that is there, then "dump end COUNT"
  * - status: "status {...}", the watch and the client
@@ -11,6 +12,12 @@
  * - work: "work MS", the longest time that it computed without a break, likewise
  * - send METHOD PATH [BODY]: "response STATUS RETRY_AFTER_MS BODY | ERROR"
  * - drop METHOD PATH: sends it and cancels it at once
+ * - set {"ns","name","uid","status","redirection"}: pod_status_set(); redirection may be left out
+ * - event {"ns","name","uid","reason","message"}: pod_status_event()
+ * - forget UID: both of what is written and what is repaired
+ * - written: "written {...}", pod_status_json()
+ * - delete POD, label POD: pod_repair_look_at() of the API's object, with --repair delete or label
+ * - repaired: "repaired DELETED LABELLED FAILED"
  * - again: ends the watch and begins another one
  * - quit
  */
@@ -21,6 +28,8 @@
 #include "kube_config.h"
 #include "kube_watch.h"
 #include "monotonic.h"
+#include "pod_repair.h"
+#include "pod_status.h"
 #include "scoped.h"
 
 #include <curl/curl.h>
@@ -44,6 +53,8 @@ struct rig {
 	struct kube_client *client;
 	struct kube_watch *watch;
 	struct kube_watch_spec spec;
+	struct pod_status *written;
+	struct pod_repair *deletes, *labels;
 	const char *kubeconfig, *service_account, *host, *port;
 	uint32_t deadline_ms;
 	bool quiet;
@@ -207,6 +218,116 @@ static void send_request(struct rig *rig, char *arguments, bool drop)
 		kube_request_cancel(request);
 }
 
+/* ---- what is written ------------------------------------------------------------------------- */
+
+static const char *member(const json_t *object, const char *name)
+{
+	return json_string_value(json_object_get(object, name));
+}
+
+static struct pod_status_pod pod_in(const json_t *object)
+{
+	return (struct pod_status_pod){.ns = member(object, "ns"),
+				       .name = member(object, "name"),
+				       .uid = member(object, "uid")};
+}
+
+static void set_status(struct rig *rig, const char *text)
+{
+	scoped_json json_t *object = json_loads(text, 0, NULL);
+	const struct pod_status_pod pod = pod_in(object);
+	const struct pod_status_values values = {.has_redirection =
+							 json_object_get(object, "redirection"),
+						 .redirection = member(object, "redirection"),
+						 .status = member(object, "status")};
+	struct error err = {0};
+
+	if (!pod.uid || pod_status_set(rig->written, &pod, &values, &err))
+		printf("failed %s\n", err.text);
+}
+
+static void tell_event(struct rig *rig, const char *text)
+{
+	scoped_json json_t *object = json_loads(text, 0, NULL);
+	const struct pod_status_pod pod = pod_in(object);
+
+	if (pod.uid)
+		pod_status_event(rig->written, &pod, member(object, "reason"),
+				 member(object, "message"));
+}
+
+static void repair(struct pod_repair *how, const char *text)
+{
+	const struct kube_selectors selectors = {0};
+	const struct kube_keep keep = {.selectors = &selectors};
+	scoped_json json_t *object = json_loads(text, 0, NULL);
+	struct kube_pod *pod = NULL;
+	struct error err = {0};
+
+	if (kube_pod_read(object, &keep, &pod, &err))
+		printf("failed %s\n", err.text);
+	else
+		pod_repair_look_at(how, pod, false);
+	kube_pod_free(pod);
+}
+
+static void print_repaired(const struct rig *rig)
+{
+	struct pod_repair_counts deletes, labels;
+
+	pod_repair_count(rig->deletes, &deletes);
+	pod_repair_count(rig->labels, &labels);
+	printf("repaired %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", deletes.deleted, labels.labelled,
+	       deletes.failed + labels.failed);
+}
+
+static void print_written(const struct rig *rig)
+{
+	scoped_json json_t *status = pod_status_json(rig->written);
+	scoped_free char *text = json_to_text(status);
+
+	printf("written %s\n", text ? text : "{}");
+}
+
+/* False: it is about something else. */
+static bool obey_writer(struct rig *rig, const char *command)
+{
+	if (strncmp(command, "set ", 4) == 0) {
+		set_status(rig, command + 4);
+	} else if (strncmp(command, "event ", 6) == 0) {
+		tell_event(rig, command + 6);
+	} else if (strncmp(command, "forget ", 7) == 0) {
+		pod_status_forget(rig->written, command + 7);
+		pod_repair_forget(rig->deletes, command + 7);
+		pod_repair_forget(rig->labels, command + 7);
+	} else if (strcmp(command, "written") == 0) {
+		print_written(rig);
+	} else if (strncmp(command, "delete ", 7) == 0) {
+		repair(rig->deletes, command + 7);
+	} else if (strncmp(command, "label ", 6) == 0) {
+		repair(rig->labels, command + 6);
+	} else if (strcmp(command, "repaired") == 0) {
+		print_repaired(rig);
+	} else {
+		return false;
+	}
+	return true;
+}
+
+static int open_writers(struct rig *rig, struct error *err)
+{
+	const struct kube_repair_config deletes = {.delete = true, .exit_code = 126};
+	const struct kube_repair_config labels = {.label = true, .exit_code = 126};
+	int r = pod_status_new(rig->loop, rig->client, "node-1", &rig->written, err);
+
+	if (!r)
+		r = pod_repair_new(rig->client, rig->written, &deletes, &rig->deletes, err);
+	return r ? r : pod_repair_new(rig->client, rig->written, &labels, &rig->labels, err);
+}
+
+/* ---- what is asked ----------------------------------------------------------------------------
+ */
+
 static void watch_again(struct rig *rig)
 {
 	struct error err = {0};
@@ -244,7 +365,7 @@ static void obey(struct rig *rig, char *command)
 		watch_again(rig);
 	} else if (strcmp(command, "quit") == 0) {
 		event_loop_stop(rig->loop);
-	} else {
+	} else if (!obey_writer(rig, command)) {
 		printf("unknown %s\n", command);
 	}
 }
@@ -402,7 +523,8 @@ static int run(struct rig *rig, struct error *err)
 	fcntl(STDIN_FILENO, F_SETFL, O_NONBLOCK);
 	rig->objects = json_object();
 	if (event_loop_new(&rig->loop, err) < 0 || load_config(rig, err) < 0 ||
-	    kube_client_new(rig->loop, rig->config, &rig->client, err) < 0)
+	    kube_client_new(rig->loop, rig->config, &rig->client, err) < 0 ||
+	    open_writers(rig, err) < 0)
 		return -err->code;
 	rig->spec.loop = rig->loop;
 	rig->spec.client = rig->client;
@@ -434,6 +556,9 @@ int main(int argc, char **argv)
 	if (r < 0)
 		fprintf(stderr, "watch_rig: %s\n", error_format(&err, text, sizeof(text)));
 	kube_watch_free(rig.watch);
+	pod_repair_free(rig.deletes);
+	pod_repair_free(rig.labels);
+	pod_status_free(rig.written);
 	kube_client_free(rig.client);
 	kube_config_free(rig.config);
 	event_loop_free(rig.loop);
