@@ -31,7 +31,7 @@ api_broken_pod() { # NAMESPACE POD
 		"lastState": {"terminated": {"exitCode": 126}}}]}}'
 }
 
-label_is() { # NAMESPACE POD LABEL VALUE
+label_in() { # NAMESPACE POD LABEL VALUE
 	[ "$(api GET "/api/v1/namespaces/$1/pods/$2" | jq -r --arg name "$3" '.metadata.labels[$name] // ""')" = "$4" ]
 }
 
@@ -49,10 +49,10 @@ test_others_are_left_alone() {
 		api_broken_pod "$namespace" broken
 	done
 	wait_for 10 annotation_is other "$REDIRECTION" ""
-	wait_for 10 label_is demo broken cni.istio.io/uninitialized true
+	wait_for 10 label_in demo broken cni.istio.io/uninitialized true
 	for namespace in excluded unknown; do
 		POD_NAMESPACE=$namespace annotation_is other "$REDIRECTION" enabled
-		label_is "$namespace" broken cni.istio.io/uninitialized ""
+		label_in "$namespace" broken cni.istio.io/uninitialized ""
 	done
 	check_equal "$(status_field .enrolment.kubernetes.written.written)" 1 "what was written"
 	for namespace in excluded unknown demo; do
@@ -154,4 +154,109 @@ test_what_cannot_be_read_is_told_on_the_pod() {
 	label_pod two "$NOT_AMBIENT"
 	wait_for 10 mode_is two none
 	wait_for 10 annotation_is two sockmesh.io/status ""
+}
+
+# Both selectors, in place of Istio's labels: which pods are ambient, and which namespaces the mesh
+# is about, whose labels change.
+test_selectors() {
+	agent_again --enablement-selectors '[{"podSelector": {"matchExpressions": [
+			{"key": "mesh", "operator": "In", "values": ["in", "on"]}]},
+			"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "demo"}}}]' \
+		--discovery-selectors '[{"matchExpressions": [{"key": "off", "operator": "DoesNotExist"}]}]'
+	label_pod two "$AMBIENT"
+	label_pod one '{"mesh":"on"}'
+	wait_for 10 mode_is one ambient
+	is_captured one
+	wait_for 10 mode_is two none
+	label_namespace demo '{"off":""}'
+	wait_for 10 mode_is one none
+	wait_for 10 annotation_is one "$REDIRECTION" ""
+	goes_direct one
+	label_namespace demo '{"off":null}'
+	wait_for 10 mode_is one ambient
+	label_pod one '{"mesh":null}'
+	wait_for 10 mode_is one none
+	label_pod two "$NOT_AMBIENT"
+	agent_again
+}
+
+# Where a connection to port 53 ends: at ztunnel's port for DNS, or at the one for all others.
+dns_goes_to() { # POD PORT
+	[[ $(pod_run "$1" app "$APP_UID" "$PROGRAMS/dial" 10.88.0.1:53 2>&1) == *"local=127."*":$2" ]]
+}
+
+from_outside() { # POD WHOM
+	[ "$(reached_from_node "${POD_IP4[$1]}:8080")" = "$2" ] && [ "$(reached_from_node "[${POD_IP6[$1]}]:8080")" = "$2" ]
+}
+
+test_settings_change() {
+	label_pod one "$AMBIENT"
+	wait_for 10 mode_is one ambient
+	from_outside one ztunnel
+	dns_goes_to one 15053
+	annotate_pod one '{"ambient.istio.io/bypass-inbound-capture":"true","ambient.istio.io/dns-capture":"false"}'
+	wait_for 10 from_outside one server
+	dns_goes_to one 15001
+	is_captured one
+	annotate_pod one '{"ambient.istio.io/bypass-inbound-capture":null,"sockmesh.io/dns-capture":"true"}'
+	wait_for 10 from_outside one ztunnel
+	dns_goes_to one 15053
+	annotate_pod one '{"sockmesh.io/dns-capture":null}'
+	wait_for 10 dns_goes_to one 15001
+	annotate_pod one '{"ambient.istio.io/dns-capture":null}'
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+}
+
+# A native sidecar is an init container that goes on; the ids of its processes are in the spec.
+test_native_sidecar() {
+	run_pod native '{}' "$SIDECAR_ANNOTATION" '{"initContainers": [{"name": "istio-proxy", "image": "p",
+		"restartPolicy": "Always", "securityContext": {"runAsUser": 4321, "runAsGroup": 4322}}],
+		"containers": [{"name": "app", "image": "app"}]}'
+	wait_for 10 mode_is native sidecar
+	check_equal "$(ctl pod demo/native -o json | jq -c '.lists | [.proxyUids, .proxyGids]')" "[[4321],[4322]]" "ids"
+	wait_for 10 status_says native .mode sidecar
+	end_pod native
+}
+
+test_ztunnel_refuses() {
+	zds_stop
+	python3 -EsB test/enrolment/ztunnel.py --refuse "port 15001 is taken" "$NODE_DIR/ztunnel.sock" \
+		"$NODE_DIR/ztunnel.pods" >"$NODE_DIR/zds.log" 2>&1 </dev/null &
+	disown $!
+	remember zds $!
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	label_pod one "$AMBIENT"
+	wait_for 10 has_event one SockmeshRefused
+	wait_for 10 annotation_is one "$REDIRECTION" pending
+	wait_for 10 status_says one .reason "port 15001 is taken"
+	goes_direct one
+	api_pod unwanted "$AMBIENT"
+	check_has "$(check_fails with_plugin pod_add unwanted '{}' 2>&1)" "port 15001 is taken" "the plugin's answer"
+	wait_for 10 has_event unwanted SockmeshRefused
+	ip netns delete unwanted
+	cluster_pod_delete demo unwanted
+	zds_stop
+	zds_start
+	wait_for 40 mode_is one ambient
+	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+}
+
+test_kernel_refuses() {
+	agent_again --max-pods 1
+	label_pod one "$AMBIENT"
+	wait_for 10 mode_is one ambient
+	label_pod two "$AMBIENT"
+	wait_for 10 has_event two SockmeshRefused
+	wait_for 10 status_says two .reason "max-pods"
+	goes_direct two
+	is_captured one
+	label_pod one "$NOT_AMBIENT"
+	wait_for 40 mode_is two ambient
+	is_captured two
+	label_pod two "$NOT_AMBIENT"
+	wait_for 10 mode_is two none
+	agent_again
 }

@@ -781,4 +781,9 @@ check "a cgroup that holds the pods is not taken for kubelet's" test_kubelets_cg
 check "pods are created while the API server is away, and none bypasses ztunnel" test_add_without_the_api
 check "why a pod waits is told on it, why it is not created by an Event" test_why_a_pod_waits_is_told
 check "what cannot be read is told on the pod, too" test_what_cannot_be_read_is_told_on_the_pod
+check "selectors say which pods and namespaces, also when labels change" test_selectors
+check "what a pod's annotations ask for changes while it runs" test_settings_change
+check "a native sidecar is known by the ids that its container says" test_native_sidecar
+check "that ztunnel refuses a pod is told" test_ztunnel_refuses
+check "so is what the kernel has no room for" test_kernel_refuses
 tap_done

@@ -2,6 +2,9 @@
 #include "options.h"
 
 #include "error.h"
+#include "json.h"
+#include "kube_selector.h"
+#include "quoted_json.h"
 #include "test.h"
 
 #include <errno.h>
@@ -151,6 +154,12 @@ TEST(wrong_flags_and_variables_are_named)
 		{{"--mesh", "custom", "--outbound-port=1", "--inbound-port=1", "--proxy-uid=3"},
 		 "the same as --outbound-port"},
 		{{"--mesh", "consul"}, "istio|linkerd"},
+		{{"--enablement-selectors", "{}"}, "--enablement-selectors"},
+		{{"--enablement-selectors", "[{\"podSelector\":{\"matchLabels\":[]}}]"},
+		 "--enablement-selectors"},
+		{{"--discovery-selectors", "[{"}, "--discovery-selectors"},
+		{{"SOCKMESH_DISCOVERY_SELECTORS=[1]"}, "--discovery-selectors"},
+		{{"--repair", "yes"}, "redirect|delete|label|off"},
 	};
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -247,6 +256,43 @@ TEST(the_reconciler_and_invalid_packets_are_configured)
 	CHECK(!o.policy.drop_invalid);
 	options_done(&o);
 	unlink(path);
+	return TEST_OK;
+}
+
+/* Of a pod and its namespace: does one of the pairs select them? */
+static bool selects(const struct options *o, const char *pod, const char *ns)
+{
+	scoped_json json_t *pod_labels = quoted_json(pod), *ns_labels = quoted_json(ns);
+	uint64_t selected = kube_selectors_namespace(&o->selectors, ns_labels);
+
+	return kube_selectors_select(&o->selectors, selected, pod_labels) >= 0;
+}
+
+static bool discovers(const struct options *o, const char *ns)
+{
+	scoped_json json_t *labels = quoted_json(ns);
+
+	return kube_selectors_discover(&o->selectors, labels);
+}
+
+TEST(who_is_ambient_is_configured)
+{
+	static const char mode[] = "{'istio.io/dataplane-mode':'ambient'}";
+	struct options o;
+	struct error err = {0};
+
+	CHECK(!parse(WORDS(NULL), &o, &err));
+	CHECK(selects(&o, mode, "{}") && selects(&o, "{}", mode) && !selects(&o, "{}", "{}"));
+	CHECK(!selects(&o, "{'istio.io/dataplane-mode':'none'}", mode));
+	CHECK(discovers(&o, "{}"));
+	options_done(&o);
+	CHECK(!parse(WORDS("--enablement-selectors",
+			   "[{\"podSelector\":{\"matchLabels\":{\"mesh\":\"on\"}}}]",
+			   "SOCKMESH_DISCOVERY_SELECTORS=[{\"matchLabels\":{\"a\":\"b\"}}]"),
+		     &o, &err));
+	CHECK(selects(&o, "{'mesh':'on'}", "{}") && !selects(&o, mode, mode));
+	CHECK(discovers(&o, "{'a':'b'}") && !discovers(&o, "{'a':'c'}"));
+	options_done(&o);
 	return TEST_OK;
 }
 
@@ -454,6 +500,9 @@ TEST(help_and_dump_name_every_option)
 		"ambient-dns-capture",
 		"without-ztunnel",
 		"enrol-existing",
+		"enablement-selectors",
+		"discovery-selectors",
+		"repair",
 	};
 	char *help = NULL, *dump = NULL;
 	size_t help_size, dump_size;
