@@ -20,6 +20,8 @@ enum {
 	OPTION_TEXT_MAX = 64 * 1024,
 	ENV_NAME_MAX = 64,
 	NUMBER_DIGITS_MAX = 15,
+	LABEL_NAME_MAX = 63, /* of Kubernetes, as for its values */
+	LABEL_PREFIX_MAX = 254,
 };
 
 #define ENV_PREFIX "SOCKMESH_"
@@ -322,6 +324,34 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 			   .initial = "redirect",
 			   .choices = "redirect|delete|label|off",
 			   .help = "a sidecar pod that has started without redirection"},
+	[OPTION_REPAIR_CONTAINER] = {.name = "repair-container",
+				     .type = TYPE_TEXT,
+				     .initial = "istio-validation",
+				     .argument = "NAME",
+				     .help = "the init container that finds that out"},
+	[OPTION_REPAIR_EXIT_CODE] = {.name = "repair-exit-code",
+				     .type = TYPE_NUMBER,
+				     .initial = "126",
+				     .argument = "N",
+				     .min = 0,
+				     .max = 255,
+				     .help = "with which it ends then; 0: any but success"},
+	[OPTION_REPAIR_MESSAGE] = {.name = "repair-message",
+				   .type = TYPE_TEXT,
+				   .initial = "",
+				   .argument = "TEXT",
+				   .help = "and its termination message; any when not given"},
+	[OPTION_REPAIR_LABEL] = {.name = "repair-label",
+				 .type = TYPE_TEXT,
+				 .initial = POD_REPAIR_LABEL,
+				 .argument = "KEY=VALUE",
+				 .help = "what --repair label writes on the pod"},
+	[OPTION_SYSTEM_NAMESPACE] = {.name = "system-namespace",
+				     .type = TYPE_TEXT,
+				     .initial = "istio-system",
+				     .argument = "NAME",
+				     .help = "where ztunnel's own pods are, which are never "
+					     "redirected"},
 	[OPTION_KUBELET_CGROUP] = {.name = "kubelet-cgroup",
 				   .type = TYPE_FILE,
 				   .initial = "",
@@ -1010,6 +1040,34 @@ static int resolve_selectors(struct options *options, struct error *err)
 				   "--discovery-selectors", &options->selectors, err);
 }
 
+/* As far as can be told without the API server, which would refuse each patch with a bad one. */
+static int check_label(const struct options *options, struct error *err)
+{
+	static const char good[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				   "0123456789-_.";
+	const char *text = options->text[OPTION_REPAIR_LABEL], *slash = strchr(text, '/');
+	const char *name = slash ? slash + 1 : text;
+	size_t prefix_size = (size_t)(name - text), name_size = strspn(name, good);
+	const char *value = name + name_size + 1;
+
+	if (slash != text && prefix_size <= LABEL_PREFIX_MAX && name_size > 0 &&
+	    name_size <= LABEL_NAME_MAX && name[name_size] == '=' &&
+	    strlen(value) <= LABEL_NAME_MAX && !value[strspn(value, good)])
+		return 0;
+	return value_error(options, OPTION_REPAIR_LABEL, "not a label, KEY=VALUE", err);
+}
+
+static int resolve_names(struct options *options, struct error *err)
+{
+	static const enum option_id ids[] = {OPTION_REPAIR_CONTAINER, OPTION_SYSTEM_NAMESPACE};
+
+	for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++)
+		if (!*options->text[ids[i]])
+			return value_error(options, ids[i], "empty", err);
+	options->policy.system_namespace = options->text[OPTION_SYSTEM_NAMESPACE];
+	return check_label(options, err);
+}
+
 static int resolve_kubernetes(struct options *options, struct error *err)
 {
 	const char *repair = options->text[OPTION_REPAIR];
@@ -1023,10 +1081,16 @@ static int resolve_kubernetes(struct options *options, struct error *err)
 	options->admit_without_ztunnel = !strcmp(options->text[OPTION_WITHOUT_ZTUNNEL], "admit");
 	options->reset_existing = !strcmp(options->text[OPTION_ENROL_EXISTING], "reset");
 	/* Which pods, as Istio's agent knows them. */
-	options->repair = (struct kube_repair_config){.redirect = !strcmp(repair, "redirect"),
-						      .delete = !strcmp(repair, "delete"),
-						      .label = !strcmp(repair, "label"),
-						      .exit_code = 126};
+	options->repair = (struct kube_repair_config){
+		.redirect = !strcmp(repair, "redirect"),
+		.delete = !strcmp(repair, "delete"),
+		.label = !strcmp(repair, "label"),
+		.container = options->text[OPTION_REPAIR_CONTAINER],
+		.exit_code = (int)number_of(options, OPTION_REPAIR_EXIT_CODE, 0),
+		.message = options->text[OPTION_REPAIR_MESSAGE],
+		.label_text = options->text[OPTION_REPAIR_LABEL]};
+	if (!r)
+		r = resolve_names(options, err);
 	return r ? r : resolve_selectors(options, err);
 }
 

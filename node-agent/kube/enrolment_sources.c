@@ -201,7 +201,7 @@ static int open_watch(struct enrolment *e, enum kube_kind kind, struct error *er
 static int open_kubernetes(struct enrolment *e, struct error *err)
 {
 	const struct kube_store_config cfg = {
-		.keep = {.selectors = e->cfg.selectors},
+		.keep = {.selectors = e->cfg.selectors, .validation = e->cfg.repair->container},
 		.node = e->cfg.node,
 		.events = {
 			.pod = on_pod, .ns = on_namespace, .unreadable = on_unreadable, .arg = e}};

@@ -135,17 +135,21 @@ static json_t *delete_body(const struct kube_pod *pod)
 			 pod->resource_version);
 }
 
-static json_t *label_body(const struct kube_pod *pod)
+static json_t *label_body(const struct kube_repair_config *cfg, const struct kube_pod *pod)
 {
-	return json_pack("{s:{s:s, s:{s:s}}}", "metadata", "uid", pod->uid, "labels",
-			 POD_REPAIR_LABEL, "true");
+	const char *label = cfg->label_text ?: POD_REPAIR_LABEL, *value = strchr(label, '=') + 1;
+	scoped_free char *key = strndup(label, (size_t)(value - 1 - label));
+
+	return key ? json_pack("{s:{s:s, s:{s:s}}}", "metadata", "uid", pod->uid, "labels", key,
+			       value)
+		   : NULL;
 }
 
 static int send_request(struct pod_repair *repair, struct repaired *r, const struct kube_pod *pod,
 			struct error *err)
 {
 	bool deletes = r->how == KUBE_REPAIR_DELETE;
-	scoped_json json_t *body = deletes ? delete_body(pod) : label_body(pod);
+	scoped_json json_t *body = deletes ? delete_body(pod) : label_body(&repair->cfg, pod);
 	scoped_free char *text = body ? json_to_text(body) : NULL, *path = NULL;
 	struct kube_request_spec spec = {.method = deletes ? "DELETE" : "PATCH",
 					 .content_type = deletes ? "application/json"

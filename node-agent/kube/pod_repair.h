@@ -17,9 +17,6 @@ struct kube_client;
 struct pod_repair;
 struct pod_status;
 
-/* As Istio's agent labels them. */
-#define POD_REPAIR_LABEL "cni.istio.io/uninitialized"
-
 /* Everything is borrowed. */
 int pod_repair_new(struct kube_client *client, struct pod_status *events,
 		   const struct kube_repair_config *cfg, struct pod_repair **ret,

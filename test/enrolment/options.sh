@@ -23,12 +23,12 @@ says_enabled() { # NAMESPACE POD: Istio's agent
 # It has started without redirection, as its init container has found.
 api_broken_pod() { # NAMESPACE POD
 	POD_NAMESPACE=$1 api_pod "$2" '{}' "$SIDECAR_ANNOTATION" '{"initContainers": [
-		{"name": "istio-validation", "image": "v"}], "containers": [
+		{"name": "check", "image": "v"}], "containers": [
 		{"name": "app", "image": "app"}, {"name": "istio-proxy", "image": "p"}]}'
 	patch_status "$1" "$2" '{"status": {"phase": "Pending", "initContainerStatuses": [{
-		"name": "istio-validation", "image": "v", "imageID": "x", "ready": false, "restartCount": 1,
+		"name": "check", "image": "v", "imageID": "x", "ready": false, "restartCount": 1,
 		"state": {"waiting": {"reason": "CrashLoopBackOff"}},
-		"lastState": {"terminated": {"exitCode": 126}}}]}}'
+		"lastState": {"terminated": {"exitCode": 7}}}]}}'
 }
 
 label_in() { # NAMESPACE POD LABEL VALUE
@@ -42,6 +42,7 @@ test_others_are_left_alone() {
 	cluster_namespace excluded
 	cluster_namespace unknown
 	agent_again --exclude-namespaces excluded --repair label \
+		--repair-container check --repair-exit-code 7 --repair-label mesh/broken=yes \
 		--discovery-selectors '[{"matchLabels": {"kubernetes.io/metadata.name": "demo"}}]'
 	for namespace in excluded unknown demo; do
 		POD_NAMESPACE=$namespace api_pod other
@@ -49,10 +50,10 @@ test_others_are_left_alone() {
 		api_broken_pod "$namespace" broken
 	done
 	wait_for 10 annotation_is other "$REDIRECTION" ""
-	wait_for 10 label_in demo broken cni.istio.io/uninitialized true
+	wait_for 10 label_in demo broken mesh/broken yes
 	for namespace in excluded unknown; do
 		POD_NAMESPACE=$namespace annotation_is other "$REDIRECTION" enabled
-		label_in "$namespace" broken cni.istio.io/uninitialized ""
+		label_in "$namespace" broken mesh/broken ""
 	done
 	check_equal "$(status_field .enrolment.kubernetes.written.written)" 1 "what was written"
 	for namespace in excluded unknown demo; do

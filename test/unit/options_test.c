@@ -159,6 +159,17 @@ TEST(wrong_flags_and_variables_are_named)
 		 "--enablement-selectors"},
 		{{"--discovery-selectors", "[{"}, "--discovery-selectors"},
 		{{"SOCKMESH_DISCOVERY_SELECTORS=[1]"}, "--discovery-selectors"},
+		{{"--repair-label", "broken"}, "KEY=VALUE"},
+		{{"--repair-label", "=yes"}, "KEY=VALUE"},
+		{{"--repair-label", "/broken=yes"}, "KEY=VALUE"},
+		{{"--repair-label", "mesh/=yes"}, "KEY=VALUE"},
+		{{"--repair-label", "mesh/broken=y/s"}, "KEY=VALUE"},
+		{{"--repair-label",
+		  "a=1234567890123456789012345678901234567890123456789012345678901234"},
+		 "KEY=VALUE"},
+		{{"--repair-exit-code", "256"}, "from 0 to 255"},
+		{{"--repair-container", ""}, "--repair-container"},
+		{{"--system-namespace", ""}, "--system-namespace"},
 		{{"--repair", "yes"}, "redirect|delete|label|off"},
 	};
 
@@ -292,6 +303,32 @@ TEST(who_is_ambient_is_configured)
 		     &o, &err));
 	CHECK(selects(&o, "{'mesh':'on'}", "{}") && !selects(&o, mode, mode));
 	CHECK(discovers(&o, "{'a':'b'}") && !discovers(&o, "{'a':'c'}"));
+	options_done(&o);
+	return TEST_OK;
+}
+
+TEST(repair_is_configured)
+{
+	struct options o;
+	struct error err = {0};
+
+	CHECK(!parse(WORDS(NULL), &o, &err));
+	CHECK(o.repair.redirect && !o.repair.delete &&!o.repair.label);
+	CHECK_STR(o.repair.container, "istio-validation");
+	CHECK_EQ(o.repair.exit_code, 126);
+	CHECK_STR(o.repair.label_text, "cni.istio.io/uninitialized=true");
+	CHECK_STR(o.policy.system_namespace, "istio-system");
+	options_done(&o);
+	CHECK(!parse(WORDS("--repair=label", "--repair-container=check", "--repair-exit-code=0",
+			   "--repair-label=broken=", "--repair-message=none",
+			   "--system-namespace=mesh"),
+		     &o, &err));
+	CHECK(!o.repair.redirect && !o.repair.delete &&o.repair.label);
+	CHECK_STR(o.repair.container, "check");
+	CHECK_EQ(o.repair.exit_code, 0);
+	CHECK_STR(o.repair.label_text, "broken=");
+	CHECK_STR(o.repair.message, "none");
+	CHECK_STR(o.policy.system_namespace, "mesh");
 	options_done(&o);
 	return TEST_OK;
 }
@@ -503,6 +540,11 @@ TEST(help_and_dump_name_every_option)
 		"enablement-selectors",
 		"discovery-selectors",
 		"repair",
+		"repair-container",
+		"repair-exit-code",
+		"repair-message",
+		"repair-label",
+		"system-namespace",
 	};
 	char *help = NULL, *dump = NULL;
 	size_t help_size, dump_size;
