@@ -68,6 +68,13 @@ static __always_inline __u32 prefix_facts(const struct pod_config *pod, const st
 	return facts;
 }
 
+/* Where this pod's captured connections of dst's family go, in its node-proxy form. */
+static __always_inline const struct addr16 *node_proxy_of(const struct pod_config *pod,
+							  const struct addr16 *dst)
+{
+	return addr16_is_v4(dst) ? &pod->proxy4 : &pod->proxy6;
+}
+
 static __always_inline __u32 outbound_facts(const struct pod_config *pod, const struct flow *flow,
 					    const struct opener *who)
 {
@@ -85,6 +92,9 @@ static __always_inline __u32 outbound_facts(const struct pod_config *pod, const 
 		facts |= FACT_OUT_LO;
 	if (addr16_is_passthrough(&flow->source))
 		facts |= FACT_SRC_P6;
+	if ((pod->flags & POD_NODE_PROXY) &&
+	    addr16_equal(&flow->destination, node_proxy_of(pod, &flow->destination)))
+		facts |= FACT_DST_PROXY;
 	facts |= port_facts(pod, flow->port, 0);
 	facts |= prefix_facts(pod, &flow->destination);
 	facts |= identity_facts(pod, who);

@@ -21,7 +21,8 @@ static __always_inline struct dns_ring *ring_of(struct dns_asked_locked *asked, 
 	return is_v4 ? &asked->v4 : &asked->v6;
 }
 
-static __always_inline int remember(struct bpf_sock_addr *ctx, const struct flow *flow, __u16 port)
+static __always_inline int remember(struct bpf_sock_addr *ctx, const struct flow *flow,
+				    const struct endpoint *via)
 {
 	struct dns_asked_locked *asked = NULL;
 	struct bpf_sock *sk = ctx->sk;
@@ -38,7 +39,7 @@ static __always_inline int remember(struct bpf_sock_addr *ctx, const struct flow
 	}
 	ring = ring_of(asked, addr16_is_v4(&flow->destination));
 	bpf_spin_lock(&asked->lock);
-	asked->port = port;
+	ring->via = *via;
 	if (ring->n >= DNS_ASKED_MAX) {
 		ring->first++;
 		ring->n = DNS_ASKED_MAX - 1;
@@ -79,7 +80,13 @@ static __always_inline int question(struct bpf_sock_addr *ctx, struct flow *flow
 		return SENDMSG_ALLOW;
 	target->port = d.port;
 	target->addr = addr16_is_v4(&flow->destination) ? addr16_from_v4(BE32(0x7f000001)) : lo6;
-	return remember(ctx, flow, d.port) ? SENDMSG_DENY : SENDMSG_ALLOW;
+	if (pod->flags & POD_NODE_PROXY)
+		target->addr = *node_proxy_of(pod, &flow->destination);
+	if (addr16_is_zero(&target->addr)) {
+		report_event(flow->netns, EVENT_NO_PROXY_ADDRESS);
+		return SENDMSG_DENY;
+	}
+	return remember(ctx, flow, target) ? SENDMSG_DENY : SENDMSG_ALLOW;
 }
 
 SEC("cgroup/sendmsg4")
@@ -149,6 +156,12 @@ static __always_inline void take_oldest(struct dns_ring *ring, __u64 now, struct
 	*ret = ring->last;
 }
 
+/* A proxy in the pod may answer from any loopback address, one of the node from its own. */
+static __always_inline int is_from(const struct addr16 *source, const struct addr16 *proxy)
+{
+	return addr16_is_loopback(proxy) ? addr16_is_loopback(source) : addr16_equal(source, proxy);
+}
+
 /*
  * Who the answer appears to come from; 0 when it is not an answer of ours. Questions that wait were
  * asked after the socket was connected, because connect() forgets them, so they come first.
@@ -167,8 +180,8 @@ static __always_inline int answerer(struct bpf_sock_addr *ctx, const struct addr
 	if (!sk)
 		return 0;
 	asked = bpf_sk_storage_get(&dns_asked, sk, NULL, 0);
-	if (asked && port == asked->port && addr16_is_loopback(source)) {
-		ring = ring_of(asked, addr16_is_v4(source));
+	ring = asked ? ring_of(asked, addr16_is_v4(source)) : NULL;
+	if (asked && ring && port == ring->via.port && is_from(source, &ring->via.addr)) {
 		now = bpf_ktime_get_ns();
 		bpf_spin_lock(&asked->lock);
 		waiting = ring->n != 0;

@@ -85,13 +85,16 @@ static __always_inline __u32 mark_facts(__u32 mark)
 
 /*
  * The facts that identity decides. A socket without an owner is an application's: iptables'
- * positive owner match fails for it and the negated one holds.
+ * positive owner match fails for it and the negated one holds. Where the proxy is in another
+ * namespace nobody in the pod's is the proxy.
  */
 static __always_inline __u32 identity_facts(const struct pod_config *pod, const struct opener *who)
 {
 	__u32 facts = 0, gid_is = 0;
 	int listed;
 
+	if (pod->flags & POD_NODE_PROXY)
+		return 0;
 	if (pod->flags & POD_IS_AMBIENT)
 		return mark_facts(who->mark);
 	if (who->known) {

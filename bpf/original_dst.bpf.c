@@ -14,7 +14,15 @@
 #define EEXIST 17
 
 enum { SOL_IP_ = 0, SOL_IPV6_ = 41, SO_ORIGINAL_DST_ = 80, OPTVAL_MAX = 4096 };
-enum { TCP_CLOSE_STATE = 7, TCP_LISTEN_STATE = 10 };
+enum { TCP_SYN_SENT_STATE = 2, TCP_CLOSE_STATE = 7, TCP_LISTEN_STATE = 10 };
+
+/* Of the SYN that is about to be sent. */
+static __always_inline __u32 sequence_of_syn(struct bpf_sock *sk)
+{
+	const struct tcp_sock *tp = (const struct tcp_sock *)kernel_sock(sk);
+
+	return BPF_CORE_READ(tp, write_seq);
+}
 
 /* TCP_CONNECT_CB: the ports are known, the SYN is not sent yet. */
 static __always_inline void connecting(struct bpf_sock_ops *ctx)
@@ -31,7 +39,10 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 		return;
 	read_tuple(ctx, &t);
 	__builtin_memset(&c->key, 0, sizeof(c->key));
-	c->key.netns = c->netns;
+	if (c->kind == HANDOVER_TO_NODE)
+		c->key.isn = sequence_of_syn(sk);
+	else
+		c->key.netns = c->netns;
 	c->key.local = t.local;
 	c->key.remote = t.remote;
 	c->key.local_port = t.local_port;
@@ -39,6 +50,7 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	entry.original = c->original;
 	entry.kind = c->kind;
 	entry.cookie = bpf_get_socket_cookie(ctx);
+	entry.netns = c->netns;
 	c->state = CAPTURE_HANDED;
 	/* An entry of the same tuple is a leftover of a connection that is gone: its place is ours.
 	 */
@@ -78,6 +90,40 @@ static __always_inline void announced_arrived(struct handover_key *key)
 	bpf_map_delete_elem(&probes, key);
 }
 
+/*
+ * In a namespace that is not redirected: is it the node proxy's end of a captured connection? Every
+ * program below the pods' cgroup is asked; what only that connection's two ends know decides.
+ */
+static __always_inline void accepted_for_node(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	__u32 next = ctx->rcv_nxt; /* nothing has come after the SYN */
+	const struct handover *entry;
+	struct handover_key key = {};
+	struct accepted_dst *dst;
+	struct tuple t;
+	__u64 netns;
+
+	read_tuple(ctx, &t);
+	key.local = t.remote;
+	key.remote = t.local;
+	key.local_port = t.remote_port;
+	key.remote_port = t.local_port;
+	key.isn = next - 1;
+	entry = bpf_map_lookup_elem(&handovers, &key);
+	if (!entry)
+		return;
+	netns = entry->netns;
+	dst = bpf_sk_storage_get(&accepted_dsts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (dst) {
+		dst->original = entry->original;
+		dst->kind = ACCEPTED_RECORD;
+	} else {
+		report_event(netns, EVENT_RECORD_FAILED);
+	}
+	if (!bpf_map_delete_elem(&handovers, &key))
+		handover_release(netns);
+}
+
 /* PASSIVE_ESTABLISHED: before accept() can return this socket. */
 static __always_inline void accepted(struct bpf_sock_ops *ctx)
 {
@@ -93,8 +139,12 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 		return;
 	netns = netns_of(ctx, sk);
 	pod = bpf_map_lookup_elem(&pods, &netns);
-	if (!pod)
+	if (!pod) {
+		accepted_for_node(ctx, sk);
 		return;
+	}
+	if (pod->flags & POD_NODE_PROXY)
+		return; /* no proxy of its own accepts anything there */
 	read_tuple(ctx, &t);
 	key.netns = netns;
 	key.local = t.remote;
@@ -142,9 +192,13 @@ static __always_inline void closed(struct bpf_sock_ops *ctx, int old_state)
 		return;
 	c->state = CAPTURE_NONE;
 	entry = bpf_map_lookup_elem(&handovers, &c->key);
-	if (entry && entry->cookie == bpf_get_socket_cookie(ctx) &&
-	    !bpf_map_delete_elem(&handovers, &c->key))
-		handover_release(c->netns);
+	if (!entry || entry->cookie != bpf_get_socket_cookie(ctx) ||
+	    bpf_map_delete_elem(&handovers, &c->key))
+		return;
+	handover_release(c->netns);
+	/* Its answer came, so somebody has accepted it: under another tuple, or not below us. */
+	if (c->kind == HANDOVER_TO_NODE && old_state != TCP_SYN_SENT_STATE)
+		report_event(c->netns, EVENT_HANDOVER_UNTAKEN);
 }
 
 static __always_inline void watch_state(struct bpf_sock_ops *ctx)

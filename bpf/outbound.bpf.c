@@ -5,7 +5,8 @@
  * refused (connect fails with EPERM) and counted: it never goes past the proxy.
  *
  * The peer that the proxy sees stays the pod's address, as with netfilter's REDIRECT, because the
- * source is bound before the destination is rewritten.
+ * source is bound before the destination is rewritten. A proxy in another namespace of the node is
+ * reached by its address: there the pod's own source comes by itself.
  */
 #include "decide.bpf.h"
 #include "handover.bpf.h"
@@ -165,7 +166,7 @@ static __always_inline struct addr16 wanted_source(const struct pod_config *pod,
 {
 	struct addr16 none = {};
 
-	if (a->flow.udp || !addr16_is_zero(&a->flow.source) ||
+	if ((pod->flags & POD_NODE_PROXY) || a->flow.udp || !addr16_is_zero(&a->flow.source) ||
 	    addr16_is_loopback(&a->flow.destination))
 		return none;
 	if (a->facts & FACT_OUT_LO)
@@ -190,6 +191,11 @@ static __always_inline void choose_target(struct bpf_sock_addr *ctx, const struc
 	struct addr16 lo6 = {{0, 0, 0, BE32(1)}};
 
 	a->target.port = port;
+	if (pod->flags & POD_NODE_PROXY) {
+		a->target.addr = *node_proxy_of(pod, dst);
+		a->kind = HANDOVER_TO_NODE;
+		return;
+	}
 	a->target.addr = addr16_is_v4(dst) ? addr16_from_v4(BE32(0x7f000001)) : lo6;
 	if (a->flow.udp || (loopback && !addr16_is_v4(dst)))
 		return;
@@ -271,7 +277,7 @@ static __always_inline int attempt_decide(struct bpf_sock_addr *ctx, struct atte
 	 * proxy must learn that this very port was dialled, or it could not tell a loop.
 	 */
 	hand_over = !d.redirect && (a->facts & FACT_TCP) && (a->facts & FACT_OUT_LO) &&
-		    is_proxy_port(pod, a->flow.port);
+		    !(pod->flags & POD_NODE_PROXY) && is_proxy_port(pod, a->flow.port);
 	if (!d.redirect && speaks_for_client(a)) {
 		a->kind = HANDOVER_TO_APP;
 		hand_over = 1;
@@ -285,6 +291,10 @@ static __always_inline int attempt_decide(struct bpf_sock_addr *ctx, struct atte
 	if (d.redirect) {
 		choose_target(ctx, pod, a, d.port);
 		*source = wanted_source(pod, a);
+		if (addr16_is_zero(&a->target.addr)) {
+			report_event(a->flow.netns, EVENT_NO_PROXY_ADDRESS);
+			return CONNECT_DENY;
+		}
 	} else {
 		a->target.addr = a->flow.destination;
 		a->target.port = a->flow.port;

@@ -36,6 +36,7 @@ enum plan_fact {
 	 */
 	FACT_SRC_PROBE = 1u << 19,
 	FACT_DST_PROBE = 1u << 20,
+	FACT_DST_PROXY = 1u << 21, /* an address of the node proxy; no other plan knows one */
 };
 
 /* What marks mean to ztunnel and to routing in an ambient pod (architecture of Istio's ambient). */
@@ -81,6 +82,7 @@ enum plan_rule_id {
 	RULE_OUT_REPLY_MARK,	    /* ambient: an answer to ztunnel */
 	RULE_OUT_TO_SELF,	    /* ambient: to the pod's own address */
 	RULE_IN_PROBE,		    /* ambient: kubelet's probe */
+	RULE_OUT_TO_NODE_PROXY,	    /* ambient by the node proxy: to that proxy itself */
 	RULE_ID_COUNT_,
 };
 

@@ -16,14 +16,14 @@
 #define POLICY_ID_MAX 0x7fffffffu
 
 enum {
-	SOCKMESH_ABI_VERSION = 1,
+	SOCKMESH_ABI_VERSION = 2,
 
 	POD_RULES_OUTBOUND_MAX = 24,
 	POD_RULES_INBOUND_MAX = 8,
 	HANDOVER_SLACK = 4096, /* room in the map beyond the limit, see handover.bpf.h */
 	LISTENER_SLOTS = 16,   /* listeners of one pod that inbound steering chooses from */
 	DNS_ASKED_MAX = 16,    /* unanswered questions remembered per socket and family */
-	RULE_COUNTERS = 32,
+	RULE_COUNTERS = 64,
 };
 
 struct addr16 {
@@ -56,6 +56,7 @@ enum pod_flags {
 	POD_SET_REFLECT4 = 1 << 8,	/* fwmark_reflect was 0 */
 	POD_SET_REFLECT6 = 1 << 9,
 	POD_ADDED_ROUTES = 1 << 10, /* the rule and the route of AMBIENT_MARK_REPLY */
+	POD_NODE_PROXY = 1 << 11,   /* the proxy is in another namespace of the node: proxy4/6 */
 };
 
 /* Which of them say what was changed; the others follow from the plan. */
@@ -72,6 +73,7 @@ struct pod_config {
 	__u32 loopback4_be, loopback4_mask_be;
 	__u32 n_outbound, n_inbound;
 	struct addr16 source4, source6; /* the pod's primary addresses; all zero: none */
+	struct addr16 proxy4, proxy6;	/* with POD_NODE_PROXY the proxy's; all zero: none */
 	struct pod_rule outbound[POD_RULES_OUTBOUND_MAX];
 	struct pod_rule inbound[POD_RULES_INBOUND_MAX];
 };
@@ -134,20 +136,26 @@ static inline __u32 prefix_policy_family(__u32 policy, int is_v4)
  * connecting socket's. Of an ambient pod also: one for each connection that ztunnel opens to the
  * application with a client's address as its source, until the application's end is there. Where
  * the kernel looks for a listener, nothing else tells it from a client's.
+ *
+ * HANDOVER_TO_NODE: the other end is in another network namespace. The key has none then, and the
+ * sequence number of the SYN instead, which only the two ends of that one connection know: neither
+ * a later connection with the same tuple nor one of a namespace that somebody has given the same
+ * addresses finds the entry.
  */
-enum handover_kind { HANDOVER_ORIGINAL, HANDOVER_TO_APP };
+enum handover_kind { HANDOVER_ORIGINAL, HANDOVER_TO_APP, HANDOVER_TO_NODE };
 
 struct handover_key {
-	__u64 netns;
+	__u64 netns; /* HANDOVER_TO_NODE: 0 */
 	struct addr16 local, remote;
 	__u16 local_port, remote_port;
-	__u32 pad;
+	__u32 isn; /* HANDOVER_TO_NODE; else 0 */
 };
 
 struct handover {
 	struct endpoint original;
 	__u32 kind;
 	__u64 cookie; /* of the connecting socket: only it may withdraw the entry */
+	__u64 netns;  /* of the connecting socket, whose place it is */
 };
 
 /*
@@ -192,6 +200,8 @@ enum event_counter {
 	EVENT_SOURCE_NOT_BOUND,	   /* captured, but the peer that the proxy sees is loopback */
 	EVENT_DNS_OVERFLOW,	   /* an unanswered question was forgotten */
 	EVENT_ORIGINAL_DST,	   /* SO_ORIGINAL_DST answered */
+	EVENT_NO_PROXY_ADDRESS,	   /* refused: the node proxy has no address of that family */
+	EVENT_HANDOVER_UNTAKEN,	   /* the node proxy has answered, and never took the entry */
 	EVENT_COUNTERS,
 };
 
@@ -269,13 +279,13 @@ struct dns_question {
 struct dns_ring {
 	__u32 first, n;
 	struct endpoint last; /* the server of the last answer, for one too many */
-	__u32 pad;
+	struct endpoint via;  /* where the questions went instead */
 	struct dns_question asked[DNS_ASKED_MAX];
 };
 
 struct dns_asked {
 	__u32 lock; /* struct bpf_spin_lock */
-	__u32 port; /* the proxy's DNS port, where the questions went instead */
+	__u32 pad;
 	struct dns_ring v4, v6;
 };
 
@@ -285,7 +295,7 @@ _Static_assert(sizeof(struct local_address_key) == 24, "local_address_key layout
 _Static_assert(sizeof(struct port_set_key) == 8, "port_set_key layout");
 _Static_assert(sizeof(struct prefix_set_key) == 24, "prefix_set_key layout");
 _Static_assert(sizeof(struct handover_key) == 48, "handover_key layout");
-_Static_assert(sizeof(struct handover) == 32, "handover layout");
+_Static_assert(sizeof(struct handover) == 40, "handover layout");
 _Static_assert(sizeof(struct probe) == 24, "probe layout");
 _Static_assert(sizeof(struct listener_key) == 16, "listener_key layout");
 _Static_assert((int)RULE_ID_COUNT_ <= (int)RULE_COUNTERS, "a counter for every rule");

@@ -153,7 +153,7 @@ struct {
 
 struct dns_asked_locked {
 	struct bpf_spin_lock lock;
-	__u32 port;
+	__u32 pad;
 	struct dns_ring v4, v6;
 };
 _Static_assert(sizeof(struct dns_asked_locked) == sizeof(struct dns_asked), "dns_asked layout");

@@ -372,6 +372,7 @@ static int open_enrolment(struct agent *agent, struct error *err)
 					     .ztunnel_socket_given = options->ztunnel_socket_given,
 					     .admit_without_ztunnel =
 						     options->admit_without_ztunnel,
+					     .node_proxy = options->policy.node_proxy,
 					     .reset_existing = options->reset_existing};
 
 	return enrolment_open(&cfg, &agent->enrolment, err);

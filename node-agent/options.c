@@ -286,6 +286,21 @@ static const struct option_spec specs[OPTION_COUNT_] = {
 			      .initial = "",
 			      .argument = "NAME",
 			      .help = "this node's name in the API; the host name when not given"},
+	[OPTION_ZTUNNEL] =
+		{.name = "ztunnel",
+		 .type = TYPE_CHOICE,
+		 .initial = "inpod",
+		 .choices = "inpod|node",
+		 .help = "where the proxy of ambient pods is: its sockets in the pod, or "
+			 "all of it in another network namespace of this node (eBPF "
+			 "only)"},
+	[OPTION_ZTUNNEL_ADDRESS] =
+		{.name = "ztunnel-address",
+		 .type = TYPE_LIST,
+		 .initial = "",
+		 .argument = "LIST",
+		 .help = "with --ztunnel node: that proxy's address, one of each "
+			 "family or of one"},
 	[OPTION_ZTUNNEL_SOCKET] = {.name = "ztunnel-socket",
 				   .type = TYPE_DIRECTORY,
 				   .initial = "/var/run/ztunnel/ztunnel.sock",
@@ -1094,11 +1109,85 @@ static int resolve_kubernetes(struct options *options, struct error *err)
 	return r ? r : resolve_selectors(options, err);
 }
 
+/* What a pod's connections can be led to, and a proxy can be found at. */
+static const char *not_a_proxy(const struct ip_address *a)
+{
+	bool v4 = ip_address_is_v4(a);
+
+	if (ip_address_is_unspecified(a))
+		return "the unspecified address";
+	if (ip_address_is_loopback(a))
+		return "a loopback address, which in a pod is the pod's own";
+	if (ip_address_is_link_local(a))
+		return "a link-local address, which is another one on every link";
+	if (v4 ? (a->bytes[12] & 0xf0) == 0xe0 : a->bytes[0] == 0xff)
+		return "a multicast address";
+	if (v4 && ip_address_v4_be(a) == UINT32_MAX)
+		return "the broadcast address";
+	return NULL;
+}
+
+static int read_proxy_address(struct options *options, const char *text, struct error *err)
+{
+	struct policy_config *policy = &options->policy;
+	struct ip_address address, *to;
+	struct error inner = {0};
+	const char *wrong;
+
+	if (ip_address_parse(text, &address, &inner))
+		return value_error(options, OPTION_ZTUNNEL_ADDRESS, inner.text, err);
+	wrong = not_a_proxy(&address);
+	if (wrong)
+		return value_error(options, OPTION_ZTUNNEL_ADDRESS, wrong, err);
+	to = ip_address_is_v4(&address) ? &policy->proxy4 : &policy->proxy6;
+	if (!ip_address_is_unspecified(to))
+		return value_error(options, OPTION_ZTUNNEL_ADDRESS, "two addresses of one family",
+				   err);
+	*to = address;
+	return 0;
+}
+
+/* DNS is led to the proxy only where somebody says so: few proxies of a node answer it. */
+static int resolve_node_dns(struct options *options, struct error *err)
+{
+	if (options->source[OPTION_AMBIENT_DNS_CAPTURE] != SOURCE_DEFAULT)
+		return 0;
+	return set_value(options, OPTION_AMBIENT_DNS_CAPTURE, SOURCE_DEFAULT, strdup("no"), err);
+}
+
+static int resolve_ztunnel(struct options *options, struct error *err)
+{
+	bool given = is_set(options, OPTION_ZTUNNEL_ADDRESS);
+	int r = 0;
+
+	options->policy.node_proxy = !strcmp(options->text[OPTION_ZTUNNEL], "node");
+	if (!options->policy.node_proxy)
+		return given ? value_error(options, OPTION_ZTUNNEL_ADDRESS,
+					   "only with --ztunnel node", err)
+			     : 0;
+	if (!given)
+		return value_error(options, OPTION_ZTUNNEL, "needs --ztunnel-address", err);
+	if (options->redirect.mode == REDIRECT_NFTABLES ||
+	    options->redirect.mode == REDIRECT_IPTABLES)
+		return value_error(
+			options, OPTION_ZTUNNEL,
+			"needs eBPF, and --mode asks for another engine: conntrack of a "
+			"pod's namespace cannot tell a proxy in another one the original "
+			"destination",
+			err);
+	r = split_list(options, OPTION_ZTUNNEL_ADDRESS, &options->ztunnel_addresses, err);
+	for (char **text = options->ztunnel_addresses; !r && text && *text; text++)
+		r = read_proxy_address(options, *text, err);
+	return r ? r : resolve_node_dns(options, err);
+}
+
 static int resolve_rest(struct options *options, struct error *err)
 {
 	struct policy_config *policy = &options->policy;
 	int r = ip_prefix_parse(options->text[OPTION_LOOPBACK_CIDR], &policy->loopback4, err);
 
+	if (!r)
+		r = resolve_ztunnel(options, err);
 	policy->capture_ipv6 = !strcmp(options->text[OPTION_CAPTURE_IPV6], "yes");
 	policy->ambient_dns_capture = !strcmp(options->text[OPTION_AMBIENT_DNS_CAPTURE], "yes");
 	policy->drop_invalid = !strcmp(options->text[OPTION_DROP_INVALID], "yes");
@@ -1179,6 +1268,7 @@ void options_done(struct options *options)
 	free(options->config_file);
 	free_list(options->exclude_namespaces);
 	free_list(options->own_pods);
+	free_list(options->ztunnel_addresses);
 	free(options->node_name);
 	kube_selectors_done(&options->selectors);
 	memset(options, 0, sizeof(*options));

@@ -57,6 +57,8 @@ enum option_id {
 	OPTION_KUBERNETES,
 	OPTION_KUBECONFIG,
 	OPTION_NODE_NAME,
+	OPTION_ZTUNNEL,
+	OPTION_ZTUNNEL_ADDRESS,
 	OPTION_ZTUNNEL_SOCKET,
 	OPTION_AMBIENT_DNS_CAPTURE,
 	OPTION_WITHOUT_ZTUNNEL,
@@ -108,7 +110,7 @@ struct options {
 	uint32_t reconcile_ms; /* how often every pod is compared with the kernel */
 	enum log_level log_level;
 	enum log_format log_format;
-	char **exclude_namespaces, **own_pods; /* NULL-terminated */
+	char **exclude_namespaces, **own_pods, **ztunnel_addresses; /* NULL-terminated */
 };
 
 /*

@@ -104,6 +104,9 @@ static struct enrol_step next_of_new_ambient(const struct enrol_view *v)
 	if (v->ours)
 		return step(ENROL_ENROL, ENROL_STATUS_ENABLED,
 			    "the pod was redirected, and the kernel has nothing of it any more");
+	if (v->ztunnel == ENROL_ZTUNNEL_UNNEEDED)
+		return step(ENROL_ENROL, ENROL_STATUS_ENABLED,
+			    "the pod is to be redirected to the node's proxy");
 	return step(ENROL_ENROL, ENROL_STATUS_ENABLED, "the pod is to be redirected to ztunnel");
 }
 
@@ -125,6 +128,7 @@ static struct enrol_step next_of_ambient(const struct enrol_view *v)
 		return step(ENROL_NOTHING, status_of(v),
 			    "redirected; the next ztunnel learns of the pod when it connects");
 	case ENROL_ZTUNNEL_HAS_IT:
+	case ENROL_ZTUNNEL_UNNEEDED:
 		return step(ENROL_NOTHING, status_of(v), "redirected");
 	case ENROL_ZTUNNEL_UNTOLD:
 	case ENROL_ZTUNNEL_REFUSED:

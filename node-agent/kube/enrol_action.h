@@ -21,6 +21,7 @@ enum enrol_ztunnel {			   /* what the connected ztunnels know of the pod */
 		     ENROL_ZTUNNEL_REFUSED, /* it was told, and answered with an error or not at all
 					     */
 		     ENROL_ZTUNNEL_HAS_IT,
+		     ENROL_ZTUNNEL_UNNEEDED, /* the proxy is another, and is told nothing */
 };
 
 enum enrol_validation { /* the init container that tests whether the pod is redirected */

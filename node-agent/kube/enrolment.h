@@ -51,6 +51,7 @@ struct enrolment_config {
 	const char *ztunnel_socket;
 	bool ztunnel_socket_given; /* by the operator: it is made even before it is needed */
 	bool admit_without_ztunnel;
+	bool node_proxy;     /* ambient pods need no ztunnel to be told */
 	bool reset_existing; /* connections that a pod has when it is enrolled while it runs */
 };
 

@@ -44,6 +44,25 @@ struct look {
 	bool is_orphan; /* not registered, but redirected by an agent whose records are lost */
 };
 
+static bool is_any_node_proxy(const struct enrolment *e, const struct agent_address *ips, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (policy_is_node_proxy(e->cfg.policy, &ips[i].address))
+			return true;
+	return false;
+}
+
+/* By whatever addresses are known, whoever has told them. */
+static bool is_node_proxy(const struct enrolment *e, const struct kube_pod *kp,
+			  const struct pod *entry, const struct agent_request *req)
+{
+	for (size_t i = 0; kp && i < kp->n_ips; i++)
+		if (policy_is_node_proxy(e->cfg.policy, &kp->ips[i]))
+			return true;
+	return (req && is_any_node_proxy(e, req->ips, req->n_ips)) ||
+	       (entry && is_any_node_proxy(e, entry->ips, entry->n_ips));
+}
+
 /* kp NULL: what the request says, or without one the entry. */
 void enrolment_facts(const struct enrolment *e, const struct kube_pod *kp, const struct pod *entry,
 		     const struct agent_request *req, struct pod_facts *ret)
@@ -69,6 +88,7 @@ void enrolment_facts(const struct enrolment *e, const struct kube_pod *kp, const
 					  .uid = entry->uid,
 					  .service_account = entry->service_account,
 					  .invalid_drop = entry->invalid_drop};
+	ret->is_node_proxy = is_node_proxy(e, kp, entry, req);
 	if (e->store && ret->ns)
 		ret->kube_ns = kube_store_namespace(e->store, ret->ns);
 }
@@ -103,6 +123,8 @@ static enum enrol_ztunnel ztunnel_of(const struct enrolment *e, const struct loo
 	bool has = e->zds && zds_server_has(e->zds, uid);
 	bool ready = e->zds && zds_server_ready(e->zds);
 
+	if (e->cfg.node_proxy)
+		return ENROL_ZTUNNEL_UNNEEDED;
 	if (!has)
 		return ready ? ENROL_ZTUNNEL_UNTOLD : ENROL_ZTUNNEL_ABSENT;
 	if (ready && look->decision.mode == POD_AMBIENT && is_misnamed(e, uid, look->kp))
@@ -664,23 +686,34 @@ void enrolment_join(struct enrolment *e, struct member *m, const struct kube_pod
 	not_joined(e, m, ZDS_LOST, err.text);
 }
 
+/* Nobody but the kernel has to be told. */
+static void join_directly(struct enrolment *e, const struct look *look)
+{
+	bool joins = look->decision.mode == POD_AMBIENT;
+	struct member *m = look->m;
+	struct error err = {0};
+
+	if (apply(e, look, &err)) { /* the entry is another one from here on */
+		trouble(e, m, &err, true);
+		return;
+	}
+	no_trouble(m);
+	if (joins && e->cfg.reset_existing)
+		reset_connections(e, m, &err);
+	forget_found(m);
+	e->joined++;
+	log_joined(e, m);
+	enrolment_due(e, m); /* to write its status */
+}
+
 static void enrol(struct enrolment *e, const struct look *look)
 {
 	struct member *m = look->m;
 	scoped_fd int opened = -1;
-	struct error err = {0};
 	int netns_fd = m->found_fd;
 
-	if (look->decision.mode == POD_SIDECAR) {
-		if (apply(e, look, &err)) {
-			trouble(e, m, &err, true);
-			return;
-		}
-		no_trouble(m);
-		forget_found(m);
-		e->joined++;
-		log_joined(e, m);
-		enrolment_due(e, m); /* to write its status */
+	if (look->decision.mode == POD_SIDECAR || e->cfg.node_proxy) {
+		join_directly(e, look);
 		return;
 	}
 	if (netns_fd < 0) {
@@ -757,7 +790,7 @@ static void wait_for(struct enrolment *e, const struct look *look)
 		}
 		enrolment_search(e, m, look->kp);
 	}
-	if (look->decision.mode == POD_AMBIENT)
+	if (look->decision.mode == POD_AMBIENT && !e->cfg.node_proxy)
 		enrolment_want_ztunnel(e);
 }
 

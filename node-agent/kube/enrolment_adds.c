@@ -164,7 +164,8 @@ static void settle(struct enrolment *e, struct waiting_add *add)
 	r = pod_policy_decide(e->cfg.policy, &facts, &decision, &err);
 	if (!r && decision.mode == POD_UNDECIDED && decision.hold) {
 		enrolment_add_decided(e, add, busy(decision.reason));
-	} else if (!r && decision.mode == POD_AMBIENT && is_pod_netns(add->netns_fd)) {
+	} else if (!r && decision.mode == POD_AMBIENT && !e->cfg.node_proxy &&
+		   is_pod_netns(add->netns_fd)) {
 		ask_ztunnel(e, add, kp);
 	} else {
 		/* Refusals are its to say as well. */

@@ -460,7 +460,8 @@ int enrolment_sources_open(struct enrolment *e, struct error *err)
 		r = process_watch_new(e->cfg.loop, on_process, e, &e->processes, err);
 	if (!r && e->cfg.client)
 		r = open_kubernetes(e, err);
-	if (!r && (e->cfg.ztunnel_socket_given || has_directory(e->cfg.ztunnel_socket)))
+	if (!r && !e->cfg.node_proxy &&
+	    (e->cfg.ztunnel_socket_given || has_directory(e->cfg.ztunnel_socket)))
 		enrolment_want_ztunnel(e);
 	return r;
 }

@@ -20,6 +20,8 @@ static const char *const event_names[EVENT_COUNTERS] = {
 	[EVENT_SOURCE_NOT_BOUND] = "source-not-bound",
 	[EVENT_DNS_OVERFLOW] = "dns-overflow",
 	[EVENT_ORIGINAL_DST] = "original-dst-answered",
+	[EVENT_NO_PROXY_ADDRESS] = "no-proxy-address",
+	[EVENT_HANDOVER_UNTAKEN] = "handover-untaken",
 };
 
 const char *ebpf_event_name(unsigned event)

@@ -26,6 +26,11 @@ static const char *const event_lines[EVENT_COUNTERS] = {
 	[EVENT_LISTENER_FAILED] =
 		"the proxy's listener could not be registered: inbound is refused "
 		"(a multipath TCP listener cannot be)",
+	[EVENT_NO_PROXY_ADDRESS] = "connection refused: --ztunnel-address has no address of this "
+				   "family, and --capture-ipv6 says that it is captured",
+	[EVENT_HANDOVER_UNTAKEN] =
+		"a connection reached the node proxy without its original destination: the proxy "
+		"has to run below the pods' cgroup, and nobody may rewrite addresses in between",
 	[EVENT_LISTENER_NOT_PROXY] = "the inbound port is listened on by a user that is not the "
 				     "proxy: inbound is refused",
 };

@@ -251,6 +251,11 @@ int ebpf_pod_config_build(const struct redirect_plan *plan, __u32 policy,
 		cfg.flags |= POD_HAS_PREFIXES;
 	if (plan->ambient)
 		cfg.flags |= POD_IS_AMBIENT;
+	if (plan->node_proxy) {
+		cfg.flags |= POD_NODE_PROXY;
+		cfg.proxy4 = addr16_of(&plan->proxy4);
+		cfg.proxy6 = addr16_of(&plan->proxy6);
+	}
 	choose_sources(addresses, n_addresses, &cfg);
 	r = compile_rules(plan->outbound, plan->n_outbound, cfg.outbound, POD_RULES_OUTBOUND_MAX,
 			  err);

@@ -89,7 +89,7 @@ static int verify_addresses(struct ebpf *e, const struct redirect_pod *pod, stru
 			r = error_set(err, ENODEV, "the pod's address %s is not known",
 				      ip_address_format(&now[i], text));
 	}
-	if (!r && pod->plan->capture_ipv6 && !pod->plan->ambient)
+	if (!r && redirect_plan_wants_passthrough(pod->plan))
 		r = verify_passthrough(now, n, err);
 	return r;
 }

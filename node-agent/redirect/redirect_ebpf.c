@@ -155,7 +155,7 @@ static int watch(struct ebpf *e, struct ebpf_pod *known, const struct redirect_p
 	if (r)
 		return r;
 	/* ztunnel speaks for clients under their own addresses. */
-	known->wants_passthrough = pod->plan->capture_ipv6 && !pod->plan->ambient;
+	known->wants_passthrough = redirect_plan_wants_passthrough(pod->plan);
 	r = ebpf_kubelet_pod(e, known, pod->plan->ambient, err);
 	if (!r && pod->plan->ambient)
 		r = ebpf_kubelet_ensure(e, err);
@@ -491,14 +491,14 @@ static int complete_pods(struct ebpf *e, struct error *err)
 	return 0;
 }
 
-static void count_handover(int gauges, const struct handover_key *key)
+static void count_handover(int gauges, const struct handover *entry)
 {
 	struct gauge pod = {0};
 
-	if (bpf_map_lookup_elem(gauges, &key->netns, &pod))
+	if (bpf_map_lookup_elem(gauges, &entry->netns, &pod))
 		return;
 	pod.handovers++;
-	bpf_map_update_elem(gauges, &key->netns, &pod, BPF_EXIST);
+	bpf_map_update_elem(gauges, &entry->netns, &pod, BPF_EXIST);
 }
 
 /*
@@ -529,7 +529,7 @@ static void count_handovers(struct ebpf *e)
 		if (!more && errno != ENOENT)
 			break;
 		for (__u32 i = 0; i < n; i++)
-			count_handover(gauges, &keys[i]);
+			count_handover(gauges, &values[i]);
 		node.handovers += n;
 		from = &position;
 	}

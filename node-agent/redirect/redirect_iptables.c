@@ -322,8 +322,7 @@ static void iptables_close(void *state)
 
 static const char *iptables_cannot(const struct redirect_plan *plan)
 {
-	(void)plan;
-	return NULL;
+	return redirect_plan_needs_ebpf(plan);
 }
 
 /* Asked without an open engine, the programs are looked for again. */

@@ -102,6 +102,8 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 	enum engine_id from = known->engine;
 	const struct engine *old = &r->engines[from];
 	struct redirect_pod both = *pod;
+	/* Its rules lead elsewhere: what it captures from now on would not be where it belongs. */
+	bool is_other_way = old->ops->cannot(pod->plan);
 	bool done = false;
 	int result = 0;
 
@@ -111,7 +113,7 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 	both.passthrough_is_ours =
 		old->ops->owns_passthrough &&
 		old->ops->owns_passthrough(old->state, pod->cookie, pod->netns_fd);
-	if (is_netfilter(from) && both.beside_ebpf)
+	if (is_netfilter(from) && both.beside_ebpf && !is_other_way)
 		result = apply_with(r, from, &both, err);
 	if (!result)
 		result = apply_with(r, to, &both, err);
@@ -128,7 +130,7 @@ int redirect_move(struct redirect *r, struct known_pod *known, const struct redi
 	 * eBPF decides in connect() or at the listener, netfilter in between: what is on its way
 	 * from the one to the other now must still find the engine that was there when it began.
 	 */
-	if (!both.beside_ebpf && old->ops->retire(old->state, &both, &done, err))
+	if ((!both.beside_ebpf || is_other_way) && old->ops->retire(old->state, &both, &done, err))
 		done = false; /* the pod is covered, and the timer tries again */
 	if (!done)
 		known->draining |= 1u << from;

@@ -240,8 +240,7 @@ static void nftables_close(void *state)
 
 static const char *nftables_cannot(const struct redirect_plan *plan)
 {
-	(void)plan;
-	return NULL;
+	return redirect_plan_needs_ebpf(plan);
 }
 
 static bool is_owner(const struct nftables *n, uint64_t cookie)

@@ -142,12 +142,27 @@ static const struct rule_row ambient_inbound_rows[] = {
 	{RULE_IN_ALL, WHEN_IN_ALL, FACT_TCP, FACT_DST_LO | FACT_MARK_PROXY, TO_INBOUND},
 };
 
+/*
+ * Ambient by a proxy in another namespace of the node: whoever connects from the pod is captured,
+ * but towards that proxy itself. Nothing inbound is.
+ */
+static const struct rule_row node_outbound_rows[] = {
+	{RULE_IPV6_OFF, WHEN_IPV6_OFF, FACT_IPV6, 0, TO_NOWHERE},
+	{RULE_OUT_TO_NODE_PROXY, 0, FACT_DST_PROXY, 0, TO_NOWHERE},
+	{RULE_OUT_TO_SELF, 0, FACT_OUT_LO, FACT_DST_LO, TO_NOWHERE},
+	{RULE_OUT_LOOPBACK, 0, FACT_DST_LO, 0, TO_NOWHERE},
+	{RULE_OUT_DNS_UDP, WHEN_DNS, FACT_UDP | FACT_PORT_DNS, 0, TO_DNS},
+	{RULE_OUT_DNS_TCP, WHEN_DNS, FACT_TCP | FACT_PORT_DNS, 0, TO_DNS},
+	{RULE_OUT_ALL, 0, FACT_TCP, 0, TO_OUTBOUND},
+};
+
 #define ROWS(table) (sizeof(table) / sizeof((table)[0]))
 
 _Static_assert(ROWS(outbound_rows) <= PLAN_RULES_MAX, "a plan holds every outbound rule");
 _Static_assert(ROWS(inbound_rows) <= PLAN_RULES_MAX, "a plan holds every inbound rule");
 _Static_assert(ROWS(ambient_outbound_rows) <= PLAN_RULES_MAX, "and those of ambient");
 _Static_assert(ROWS(ambient_inbound_rows) <= PLAN_RULES_MAX, "and those of ambient");
+_Static_assert(ROWS(node_outbound_rows) <= PLAN_RULES_MAX, "and those of ambient");
 
 static const struct {
 	const char *name, *sentence;
@@ -224,7 +239,17 @@ static const struct {
 				 "it answers the proxy (by its mark): passes unchanged"},
 	[RULE_OUT_TO_SELF] = {"out-to-self", "the app calls its own pod: passes unchanged"},
 	[RULE_IN_PROBE] = {"in-probe", "it is a probe of kubelet's: reaches the app directly"},
+	[RULE_OUT_TO_NODE_PROXY] = {"out-to-node-proxy",
+				    "the app calls the node's proxy itself: passes unchanged"},
 };
+
+const char *redirect_plan_needs_ebpf(const struct redirect_plan *plan)
+{
+	if (!plan->node_proxy)
+		return NULL;
+	return "a proxy in another network namespace (--ztunnel node) needs eBPF: conntrack of the "
+	       "pod's namespace cannot tell it the original destination";
+}
 
 const char *plan_rule_name(enum plan_rule_id id)
 {
@@ -496,6 +521,11 @@ static size_t select_rules(const struct redirect_plan *plan, const struct rule_r
 
 static void build_rules(struct redirect_plan *plan, uint32_t conditions)
 {
+	if (plan->node_proxy) {
+		plan->n_outbound = select_rules(plan, node_outbound_rows, ROWS(node_outbound_rows),
+						conditions, plan->outbound);
+		return;
+	}
 	if (plan->ambient) {
 		plan->n_outbound =
 			select_rules(plan, ambient_outbound_rows, ROWS(ambient_outbound_rows),
@@ -524,6 +554,9 @@ int redirect_plan_build(const struct redirect_settings *s, struct redirect_plan 
 	plan->tunnel_port = s->tunnel_port;
 	plan->capture_ipv6 = s->capture_ipv6;
 	plan->ambient = s->ambient;
+	plan->node_proxy = s->node_proxy;
+	plan->proxy4 = s->proxy4;
+	plan->proxy6 = s->proxy6;
 	plan->tproxy = s->tproxy;
 	plan->drop_invalid = s->drop_invalid;
 	plan->loopback4 = s->loopback4;
@@ -591,7 +624,9 @@ bool redirect_plan_equal(const struct redirect_plan *a, const struct redirect_pl
 	       a->outbound_port == b->outbound_port && a->inbound_port == b->inbound_port &&
 	       a->dns_port == b->dns_port && a->tunnel_port == b->tunnel_port &&
 	       a->capture_ipv6 == b->capture_ipv6 && a->ambient == b->ambient &&
-	       a->tproxy == b->tproxy && a->drop_invalid == b->drop_invalid &&
+	       a->node_proxy == b->node_proxy && ip_address_equal(&a->proxy4, &b->proxy4) &&
+	       ip_address_equal(&a->proxy6, &b->proxy6) && a->tproxy == b->tproxy &&
+	       a->drop_invalid == b->drop_invalid &&
 	       names_equal(&a->exclude_interfaces, &b->exclude_interfaces) &&
 	       names_equal(&a->reroute_interfaces, &b->reroute_interfaces) &&
 	       compare_prefixes(&a->loopback4, &b->loopback4) == 0 &&
@@ -666,6 +701,12 @@ static bool is_lo(const struct redirect_plan *plan, const struct ip_address *a)
 				   : ip_address_equal(a, &loopback_v6);
 }
 
+static bool is_node_proxy(const struct redirect_plan *plan, const struct ip_address *a)
+{
+	return plan->node_proxy &&
+	       (ip_address_equal(a, &plan->proxy4) || ip_address_equal(a, &plan->proxy6));
+}
+
 static uint32_t outbound_facts(const struct redirect_plan *plan, const struct plan_flow *flow,
 			       const struct ip_address *destination)
 {
@@ -677,7 +718,8 @@ static uint32_t outbound_facts(const struct redirect_plan *plan, const struct pl
 	bool dst_lo = is_lo(plan, destination);
 	bool exempt = has_id(&plan->groups, flow->gid) == plan->groups_exempt;
 
-	return fact(lo, FACT_OUT_LO) | fact(p6, FACT_SRC_P6) | fact(dst_lo, FACT_DST_LO) |
+	return fact(is_node_proxy(plan, destination), FACT_DST_PROXY) | fact(lo, FACT_OUT_LO) |
+	       fact(p6, FACT_SRC_P6) | fact(dst_lo, FACT_DST_LO) |
 	       fact(has_id(&plan->proxy_uids, flow->uid), FACT_UID_PROXY) |
 	       fact(has_id(&plan->proxy_gids, flow->gid), FACT_GID_PROXY) |
 	       fact(exempt, FACT_GROUP_EXEMPT) |

@@ -65,8 +65,10 @@ struct redirect_plan {
 	uint16_t dns_port;		      /* 0: no DNS capture */
 	uint16_t tunnel_port;		      /* 15008 for istio; 0: the mesh has none */
 	bool capture_ipv6;
-	bool ambient;	   /* the proxy is ztunnel: it is known by its mark, not by ids */
-	bool tproxy;	   /* inbound: TPROXY, not REDIRECT */
+	bool ambient;	 /* the proxy is ztunnel: it is known by its mark, not by ids */
+	bool node_proxy; /* it is in another namespace of the node, at these addresses */
+	struct ip_address proxy4, proxy6; /* unspecified: none of that family */
+	bool tproxy;			  /* inbound: TPROXY, not REDIRECT */
 	bool drop_invalid; /* drop what conntrack calls INVALID; no engine without it needs to */
 	struct ip_prefix loopback4; /* what counts as IPv4 loopback, 127.0.0.1/32 */
 
@@ -94,7 +96,9 @@ struct redirect_settings {
 	uint16_t outbound_port, inbound_port, dns_port, tunnel_port;
 	bool dns_capture;
 	bool capture_ipv6;
-	bool ambient; /* of the lists below only reroute_interfaces matters then */
+	bool ambient;	 /* of the lists below only reroute_interfaces matters then */
+	bool node_proxy; /* the same; not `ambient`, which is about a proxy in the pod */
+	struct ip_address proxy4, proxy6;
 	bool tproxy, drop_invalid;
 	struct ip_prefix loopback4;
 	struct id_list proxy_uids, proxy_gids;
@@ -129,6 +133,15 @@ struct plan_flow {
 	const char *interface;	   /* it leaves or comes in by; NULL: one that no rule names */
 };
 uint32_t redirect_plan_facts(const struct redirect_plan *plan, const struct plan_flow *flow);
+
+/* Does the pod's proxy need ::6 on lo? Only one in the pod hands inbound traffic on from there. */
+static inline bool redirect_plan_wants_passthrough(const struct redirect_plan *plan)
+{
+	return plan->capture_ipv6 && !plan->ambient && !plan->node_proxy;
+}
+
+/* Why only eBPF can do this plan; NULL: others can as well. */
+const char *redirect_plan_needs_ebpf(const struct redirect_plan *plan);
 
 /* The deciding rule; a static RULE_NONE/PLAN_PASS rule when none matches. Never NULL. */
 const struct plan_rule *redirect_plan_decide(const struct redirect_plan *plan,

@@ -384,6 +384,17 @@ static int read_settings(const struct policy_config *cfg, const struct pod_facts
 	return r;
 }
 
+/* Nothing listens in the pod, and nothing inbound is captured. */
+static void as_node_proxy(const struct policy_config *cfg, struct redirect_settings *s)
+{
+	s->ambient = false;
+	s->node_proxy = true;
+	s->proxy4 = cfg->proxy4;
+	s->proxy6 = cfg->proxy6;
+	s->inbound_port = s->tunnel_port = 0;
+	s->inbound_include_all = false;
+}
+
 /*
  * Of an ambient pod: what Istio's agent reads when it makes the rules. Our own annotation about DNS
  * counts before Istio's.
@@ -413,6 +424,8 @@ static int read_ambient_settings(const struct policy_config *cfg, const struct p
 		r = read_names(pod, "istio.io/reroute-virtual-interfaces", &present,
 			       &s->reroute_interfaces, err);
 	s->inbound_include_all = !bypass_inbound;
+	if (cfg->node_proxy)
+		as_node_proxy(cfg, s);
 	return r;
 }
 
@@ -492,6 +505,9 @@ static const char *untouchable(const struct policy_config *cfg, const struct pod
 		return "it has the host's network namespace (hostNetwork)";
 	if (is_ztunnel(cfg, pod))
 		return "ztunnel's own pods are never redirected";
+	if (pod->is_node_proxy)
+		return "it is the proxy of this node's ambient pods: it has an address of "
+		       "--ztunnel-address";
 	if (pod->kube_ns && !pod->kube_ns->discovered)
 		return "its namespace is not selected by --discovery-selectors";
 	return NULL;
@@ -803,6 +819,12 @@ int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *p
 	}
 	*ret = d;
 	return 0;
+}
+
+bool policy_is_node_proxy(const struct policy_config *cfg, const struct ip_address *a)
+{
+	return cfg->node_proxy && !ip_address_is_unspecified(a) &&
+	       (ip_address_equal(a, &cfg->proxy4) || ip_address_equal(a, &cfg->proxy6));
 }
 
 void pod_decision_done(struct pod_decision *decision)

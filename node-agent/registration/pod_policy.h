@@ -35,6 +35,8 @@ struct policy_config {
 	bool capture_ipv6;
 	bool drop_invalid;	  /* packets that conntrack calls INVALID; Istio's INVALID_DROP */
 	bool ambient_dns_capture; /* of pods that say nothing themselves */
+	bool node_proxy;	  /* ambient pods are served by a proxy at these addresses */
+	struct ip_address proxy4, proxy6;      /* unspecified: none of that family */
 	const char *const *exclude_namespaces; /* NULL-terminated, or NULL */
 	const char *const *own_pods;	  /* "NAMESPACE/NAME-PREFIX", NULL-terminated, or NULL */
 	struct ip_prefix loopback4;	  /* ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR */
@@ -56,6 +58,7 @@ struct pod_facts {
 	const struct kube_namespace *kube_ns; /* NULL: not known */
 	bool presumed; /* nobody can say more: of an ambient namespace it is ambient, until then */
 	enum pod_invalid_drop invalid_drop; /* a decision's, from when kube_pod was known */
+	bool is_node_proxy;		    /* policy_is_node_proxy() of one of its addresses */
 	const char *not_yet; /* why it is not redirected for now if it is ambient; NULL: it is */
 };
 
@@ -84,6 +87,9 @@ struct pod_decision {
 int pod_policy_decide(const struct policy_config *cfg, const struct pod_facts *pod,
 		      struct pod_decision *ret, struct error *err);
 void pod_decision_done(struct pod_decision *decision);
+
+/* Is it the address of the proxy that serves the ambient pods of this node? */
+bool policy_is_node_proxy(const struct policy_config *cfg, const struct ip_address *a);
 
 /*
  * The pod's annotations, and in ours what the API said beyond them: from these, and from the

@@ -211,6 +211,14 @@ static bool is_redirecting(const struct pod_decision *decision)
 	return decision->mode == POD_SIDECAR || decision->mode == POD_AMBIENT;
 }
 
+static bool has_proxy_address(const struct registration *reg, const struct pod *pod)
+{
+	for (size_t i = 0; i < pod->n_ips; i++)
+		if (policy_is_node_proxy(reg->cfg.policy, &pod->ips[i].address))
+			return true;
+	return false;
+}
+
 int registration_decide(const struct registration *reg, struct pod *pod,
 			const struct pod_facts *facts, int netns_fd, struct error *err)
 {
@@ -219,7 +227,8 @@ int registration_decide(const struct registration *reg, struct pod *pod,
 					   .uid = pod->uid,
 					   .annotations = pod->annotations,
 					   .labels = pod->labels,
-					   .invalid_drop = pod->invalid_drop};
+					   .invalid_drop = pod->invalid_drop,
+					   .is_node_proxy = has_proxy_address(reg, pod)};
 	struct pod_decision decision = {0};
 	int r;
 

@@ -64,8 +64,9 @@ static const struct {
 	{"lo2", "127.0.0.2", NULL},
 	{"p6", "127.0.0.6", "::6"},
 	{"any", "0.0.0.0", "::"},
-	{"guest", "10.250.0.2", "fd00:250::2"}, /* behind an interface of the pod, like a VM's */
-	{"gate", "10.250.0.1", "fd00:250::1"},	/* the pod's end of that interface */
+	{"guest", "10.250.0.2", "fd00:250::2"},	   /* behind an interface of the pod, like a VM's */
+	{"gate", "10.250.0.1", "fd00:250::1"},	   /* the pod's end of that interface */
+	{"nodeproxy", "10.245.0.2", "fd00:45::2"}, /* a proxy in a namespace of its own */
 	/* Stands for kubelet where netfilter redirects: outside the pod. */
 	{"probe", "169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"},
 };

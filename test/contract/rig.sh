@@ -63,6 +63,7 @@ rig_down() {
 		ip netns del "$id" 2>/dev/null
 		ip netns del "$id-w" 2>/dev/null
 		ip netns del "$id-g" 2>/dev/null
+		ip netns del "$id-p" 2>/dev/null
 	done
 	for ((id = ${#cgroups[@]} - 1; id >= 0; id--)); do
 		dir=${cgroups[id]}
@@ -123,9 +124,15 @@ zds_is_ready() { # NAME
 	"$PROGRAMS/enrol" "$work/run-$1" status | grep -q '"ready":1'
 }
 
+agent_answers() { # NAME
+	"$PROGRAMS/enrol" "$work/run-$1" status | grep -q '"ok":true'
+}
+
 agent_up() { # NAME [OPTION...]; returns when it answers
+	local ready=zds_is_ready
+	case " $* " in *" --ztunnel node "*) ready=agent_answers ;; esac # it tells no ztunnel anything
 	agent_start "$@" || return
-	wait_for 10 zds_is_ready "$1" || {
+	wait_for 10 $ready "$1" || {
 		sed 's/^/# agent: /' "$work/agent-$1.log"
 		return 1
 	}
@@ -264,6 +271,38 @@ guest_up() { # NAME
 	BATCH
 }
 
+# What an agent is told of the proxy of node_proxy_up.
+NODE_PROXY_OPTIONS=(--ztunnel node --ztunnel-address 10.245.0.2,fd00:45::2)
+
+# Namespace NAME-p is that of the node's own proxy; the world routes between it and the pod.
+node_proxy_up() { # NAME
+	ip netns add "$1-p"
+	in_world "$1" sh -c 'cd /proc/sys/net && echo 1 >ipv4/ip_forward &&
+		echo 1 >ipv6/conf/all/forwarding'
+	inside "$1-p" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
+	ip -n "$1-p" -batch - <<-BATCH
+		link set lo up
+		link add eth0 type veth peer name p0 netns $1-w
+		link set eth0 up
+	BATCH
+	ip -n "$1-w" -batch - <<-BATCH
+		link set p0 up
+		address add 10.245.0.1/24 dev p0
+		address add fd00:45::1/64 dev p0 nodad
+	BATCH
+	ip -n "$1-p" -batch - <<-BATCH
+		address add 10.245.0.2/24 dev eth0
+		address add fd00:45::2/64 dev eth0 nodad
+		route add default via 10.245.0.1
+		route add default via fd00:45::1
+	BATCH
+}
+
+# A process of the proxy's pod, which is one of this node.
+as_node_proxy() { # NAME COMMAND...
+	"$PROGRAMS/as" --cgroup "${pod_cgroup[$1]}" --netns "/run/netns/$1-p" --uid 1337 --gid 1337 "${@:2}"
+}
+
 pod_down() { # NAME
 	local id
 	for id in "${!servers[@]}"; do
@@ -272,6 +311,7 @@ pod_down() { # NAME
 	[ "$ENGINE" = reference ] || ! enrolled "$1" || agent_op "$1" del >/dev/null || :
 	ip netns del "$1-w"
 	[ ! -e "/run/netns/$1-g" ] || ip netns del "$1-g"
+	[ ! -e "/run/netns/$1-p" ] || ip netns del "$1-p"
 	ip netns del "$1"
 	rm -f "$work/enrolled-$1"
 	[ ! -e "/run/netns/$1.user" ] || {
@@ -328,7 +368,10 @@ world_servers() { # NAME
 
 app_servers() { # NAME, and `setting`
 	local ports='53 8080 9090 15008 15020 15021 15090'
-	! is_ambient || ports=${ports/15008/} # that one is ztunnel's
+	if is_by_node; then
+		ports+=' 15001 15006 15053' # nobody else needs them there
+	fi
+	! is_ambient || is_by_node || ports=${ports/15008/} # that one is ztunnel's
 	# shellcheck disable=SC2046
 	start_servers "$1" app as_pod "$1" 1000 1000 "$PROGRAMS/reporter" app \
 		$(on_ports tcp '0.0.0.0 [::]' "$ports") $(on_ports udp '0.0.0.0 [::]' '53 8080')
@@ -372,7 +415,20 @@ tunnel_proxy() { # NAME SHAPE
 	proxy_servers "$1" tunnel tunnel $(proxy_at 15008 "$2")
 }
 
+# What is not captured reaches its port 15020.
+node_proxy_servers() { # NAME SHAPE
+	# shellcheck disable=SC2046
+	start_servers "$1" outbound as_node_proxy "$1" "$PROGRAMS/reporter" outbound $(proxy_at 15001 "$2") &&
+		start_servers "$1" dns as_node_proxy "$1" "$PROGRAMS/reporter" dns \
+			$(on_ports tcp '0.0.0.0 [::]' 15053) $(on_ports udp '0.0.0.0 [::]' 15053) &&
+		start_servers "$1" other as_node_proxy "$1" "$PROGRAMS/reporter" world $(proxy_at 15020 "$2")
+}
+
 servers_up() { # NAME SHAPE
+	if is_by_node; then
+		world_servers "$1" && app_servers "$1" && node_proxy_servers "$@"
+		return
+	fi
 	world_servers "$1" && app_servers "$1" && outbound_proxy "$1" "$2" &&
 		inbound_proxy "$1" "$2" && dns_proxy "$1" || return
 	! is_ambient || tunnel_proxy "$1" "$2"
@@ -401,6 +457,11 @@ enrolled() { # NAME
 
 is_ambient() { # by `setting`
 	[ "${setting[ambient]:-no}" != no ]
+}
+
+# The proxy is the node's own, in NAME-p.
+is_by_node() { # by `setting`
+	[ "${setting[ztunnel]:-}" = node ]
 }
 
 ambient_annotations() { # by `setting`

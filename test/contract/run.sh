@@ -31,6 +31,8 @@ ENGINES=${ENGINE:-ebpf nftables iptables}
 . test/contract/moves.sh
 # shellcheck source=test/contract/ambient.sh
 . test/contract/ambient.sh
+# shellcheck source=test/contract/node_proxy.sh
+. test/contract/node_proxy.sh
 
 # shellcheck source=test/contract/tls.sh
 . test/contract/tls.sh
@@ -61,6 +63,7 @@ selected() { # NAME
 matrix_pod_up() { # NAME AGENT
 	pod_up "$1" "$2" "${setting[userns]:-}" || return
 	[ "${setting[guest]:-no}" = no ] || guest_up "$1"
+	! is_by_node || node_proxy_up "$1"
 	case ${setting[servers]:-} in
 	before*) servers_up "$1" "${setting[listeners]:-separate}" ;;
 	esac
@@ -130,6 +133,7 @@ matrix_agent() { # NAME
 	[ -z "${setting[ownerGroups]:-}" ] || options+=(--owner-groups "${setting[ownerGroups]}")
 	[ -z "${setting[ownerGroupsExclude]:-}" ] ||
 		options+=(--owner-groups-exclude "${setting[ownerGroupsExclude]}")
+	! is_by_node || options+=("${NODE_PROXY_OPTIONS[@]}")
 	[ -z "${setting[agentDNS]:-}" ] || options+=(--ambient-dns-capture "${setting[agentDNS]}")
 	matrix_agent_is=main
 	[ "$ENGINE" != reference ] && [ ${#options[@]} -gt 0 ] || return 0
@@ -140,6 +144,10 @@ matrix_agent() { # NAME
 matrix_pod() { # NAME
 	local engine=$ENGINE
 	pod_settings "$1"
+	if is_by_node && [ "$ENGINE" != ebpf ]; then
+		node_proxy_needs_ebpf "$1"
+		return
+	fi
 	[ -e "/run/netns/$1" ] || { matrix_agent "$1" && matrix_pod_up "$1" "$matrix_agent_is"; } || {
 		echo "not ok - $1: its namespaces and servers are there"
 		return
