@@ -456,6 +456,17 @@ static int start(struct agent *agent, struct error *err)
 		 : agent_server_open(&server, agent->loop, on_request, agent, &agent->server, err);
 }
 
+/* They would bypass the proxy, or reach it without where they are going. */
+static void warn_of_ambient(const struct agent *agent)
+{
+	if (agent->options.policy.node_proxy &&
+	    strcmp(redirect_engine(agent->redirect), "ebpf") != 0)
+		log_write(LOG_ERROR,
+			  "--ztunnel node needs eBPF, which this node does not have: ambient pods "
+			  "are refused",
+			  "engine", redirect_engine(agent->redirect), NULL);
+}
+
 /* The reason is in the line that says that it is ready. */
 static bool fell_back(const struct agent *agent)
 {
@@ -490,6 +501,7 @@ static int run(struct agent *agent, struct error *err)
 		r = start(agent, err);
 	if (r)
 		return r;
+	warn_of_ambient(agent);
 	registration_count(agent->registration, &counts);
 	snprintf(redirected, sizeof(redirected), "%zu", counts.redirected);
 	log_write(fell_back(agent) ? LOG_WARN : LOG_INFO, "ready", "version", SOCKMESH_VERSION,

@@ -368,10 +368,8 @@ world_servers() { # NAME
 
 app_servers() { # NAME, and `setting`
 	local ports='53 8080 9090 15008 15020 15021 15090'
-	if is_by_node; then
-		ports+=' 15001 15006 15053' # nobody else needs them there
-	fi
-	! is_ambient || is_by_node || ports=${ports/15008/} # that one is ztunnel's
+	[ "${setting[proxyPorts]:-proxy}" != app ] || ports+=' 15001 15006 15053'
+	! is_ambient || [ "${setting[proxyPorts]:-proxy}" = app ] || ports=${ports/15008/} # that one is ztunnel's
 	# shellcheck disable=SC2046
 	start_servers "$1" app as_pod "$1" 1000 1000 "$PROGRAMS/reporter" app \
 		$(on_ports tcp '0.0.0.0 [::]' "$ports") $(on_ports udp '0.0.0.0 [::]' '53 8080')
