@@ -197,6 +197,31 @@ TEST(an_ambient_pod_is_known_by_marks_and_has_no_sets)
 	return TEST_OK;
 }
 
+TEST(a_pod_of_the_nodes_proxy_knows_its_address)
+{
+	struct redirect_settings settings = {.node_proxy = true,
+					     .outbound_port = 15001,
+					     .capture_ipv6 = true,
+					     .outbound_include_all = true,
+					     .loopback4 = prefix("127.0.0.1/32"),
+					     .proxy4 = prefix("10.245.0.2/32").address};
+	struct addr16 proxy4 = addr16_of(&settings.proxy4), none = {0};
+	struct redirect_plan *plan = NULL;
+	struct pod_config cfg = {0};
+	struct error err = {0};
+
+	CHECK_EQ(redirect_plan_build(&settings, &plan, &err), 0);
+	CHECK_EQ(ebpf_pod_config_build(plan, 7, NULL, 0, &cfg, &err), 0);
+	CHECK((cfg.flags & POD_NODE_PROXY) && !(cfg.flags & POD_IS_AMBIENT));
+	CHECK(!memcmp(&cfg.proxy4, &proxy4, sizeof(proxy4)));
+	/* All zero: what goes there is refused. */
+	CHECK(!memcmp(&cfg.proxy6, &none, sizeof(none)));
+	CHECK_EQ(cfg.inbound_port, 0);
+	CHECK_EQ(cfg.n_inbound, 0);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
 TEST(too_many_rules_are_refused)
 {
 	struct redirect_plan plan = {.loopback4 = prefix("127.0.0.1/32")};

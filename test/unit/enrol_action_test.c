@@ -462,3 +462,29 @@ TEST(every_view_gets_a_step_that_keeps_its_promises)
 	}
 	return TEST_OK;
 }
+
+TEST(a_proxy_of_the_node_is_told_nothing)
+{
+	struct enrol_view v = ready;
+
+	v.ztunnel = ENROL_ZTUNNEL_UNNEEDED;
+	CHECK_STEP(&v, ENROL_ENROL, ENROL_STATUS_ENABLED, "to the node's proxy");
+	v.creating = true;
+	CHECK_STEP(&v, ENROL_ENROL, ENROL_STATUS_ENABLED, "to the node's proxy");
+	v = enrolled;
+	v.ztunnel = ENROL_ZTUNNEL_UNNEEDED;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_ENABLED, "redirected");
+	v.plan_differs = true;
+	CHECK_STEP(&v, ENROL_UPDATE, ENROL_STATUS_ENABLED, "plan has changed");
+	v.plan_differs = false;
+	v.wanted = POD_SKIP;
+	CHECK_STEP(&v, ENROL_WITHDRAW, ENROL_STATUS_NONE, "not to be redirected any more");
+	v.enrolled = POD_SKIP;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_NONE, "not to be redirected");
+	v.gone = true;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_KEEP, "has ended");
+	v = sidecar;
+	v.ztunnel = ENROL_ZTUNNEL_UNNEEDED;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_NONE, "redirected");
+	return TEST_OK;
+}

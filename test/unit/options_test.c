@@ -171,6 +171,27 @@ TEST(wrong_flags_and_variables_are_named)
 		{{"--repair-container", ""}, "--repair-container"},
 		{{"--system-namespace", ""}, "--system-namespace"},
 		{{"--repair", "yes"}, "redirect|delete|label|off"},
+		{{"--ztunnel", "host"}, "not one of inpod|node"},
+		{{"--ztunnel", "node"}, "needs --ztunnel-address"},
+		{{"--ztunnel-address", "10.1.2.3"}, "only with --ztunnel node"},
+		{{"--ztunnel=node", "--ztunnel-address", "10.1.2"}, "10.1.2"},
+		{{"--ztunnel=node", "--ztunnel-address", "10.1.2.3:15001"}, "10.1.2.3:15001"},
+		{{"--ztunnel=node", "--ztunnel-address", "10.1.2.3,"}, "an empty element"},
+		{{"--ztunnel=node", "--ztunnel-address", "10.1.2.3,fd00::1,10.1.2.4"},
+		 "two addresses of one family"},
+		{{"--ztunnel=node", "--ztunnel-address", "127.0.0.1"}, "a loopback address"},
+		{{"--ztunnel=node", "--ztunnel-address", "::ffff:127.1.1.1"}, "a loopback address"},
+		{{"--ztunnel=node", "--ztunnel-address", "::1"}, "a loopback address"},
+		{{"--ztunnel=node", "--ztunnel-address", "0.0.0.0"}, "the unspecified address"},
+		{{"--ztunnel=node", "--ztunnel-address", "::"}, "the unspecified address"},
+		{{"--ztunnel=node", "--ztunnel-address", "169.254.7.127"}, "a link-local address"},
+		{{"--ztunnel=node", "--ztunnel-address", "fe80::1"}, "a link-local address"},
+		{{"--ztunnel=node", "--ztunnel-address", "239.1.2.3"}, "a multicast address"},
+		{{"--ztunnel=node", "--ztunnel-address", "ff02::1"}, "a multicast address"},
+		{{"--ztunnel=node", "--ztunnel-address", "255.255.255.255"}, "the broadcast"},
+		{{"--ztunnel=node", "--ztunnel-address=10.1.2.3", "--mode=nftables"}, "needs eBPF"},
+		{{"--ztunnel=node", "--ztunnel-address=10.1.2.3", "SOCKMESH_MODE=iptables"},
+		 "needs eBPF"},
 	};
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -247,6 +268,43 @@ TEST(every_engine_can_be_asked_for)
 		CHECK_STR(o.redirect.iptables, "legacy");
 		options_done(&o);
 	}
+	return TEST_OK;
+}
+
+static bool is_address(const struct ip_address *a, const char *text)
+{
+	char buf[IP_ADDRESS_TEXT_MAX];
+
+	return strcmp(ip_address_format(a, buf), text) == 0;
+}
+
+TEST(the_proxy_of_the_node_has_an_address_of_each_family_or_of_one)
+{
+	struct options o;
+	struct error err = {0};
+
+	CHECK(!parse(WORDS("--ztunnel", "inpod"), &o, &err));
+	CHECK(!o.policy.node_proxy);
+	CHECK(o.policy.ambient_dns_capture);
+	options_done(&o);
+	CHECK(!parse(WORDS("--ztunnel=node", "--ztunnel-address=fd00::1, 10.1.2.3"), &o, &err));
+	CHECK(o.policy.node_proxy);
+	CHECK(is_address(&o.policy.proxy4, "10.1.2.3"));
+	CHECK(is_address(&o.policy.proxy6, "fd00::1"));
+	/* Nobody has said that it answers DNS. */
+	CHECK(!o.policy.ambient_dns_capture);
+	CHECK_STR(o.text[OPTION_AMBIENT_DNS_CAPTURE], "no");
+	CHECK(policy_is_node_proxy(&o.policy, &o.policy.proxy4));
+	CHECK(policy_is_node_proxy(&o.policy, &o.policy.proxy6));
+	options_done(&o);
+	CHECK(!parse(WORDS("SOCKMESH_ZTUNNEL=node", "SOCKMESH_ZTUNNEL_ADDRESS=10.1.2.3",
+			   "--ambient-dns-capture=yes", "--mode=ebpf"),
+		     &o, &err));
+	CHECK(is_address(&o.policy.proxy4, "10.1.2.3"));
+	CHECK(ip_address_is_unspecified(&o.policy.proxy6));
+	CHECK(!policy_is_node_proxy(&o.policy, &o.policy.proxy6));
+	CHECK(o.policy.ambient_dns_capture);
+	options_done(&o);
 	return TEST_OK;
 }
 
@@ -523,6 +581,8 @@ TEST(help_and_dump_name_every_option)
 		"kubernetes",
 		"kubeconfig",
 		"node-name",
+		"ztunnel",
+		"ztunnel-address",
 		"ztunnel-socket",
 		"cni-conf-dir",
 		"cni-bin-dir",

@@ -931,6 +931,16 @@ static void api_open(struct api *api, const char *metadata, const char *spec, co
 	api->facts = (struct pod_facts){.kube_pod = api->pod, .kube_ns = api->ns};
 }
 
+static struct ip_address address(const char *text)
+{
+	struct ip_address a;
+	struct error err = {0};
+
+	if (ip_address_parse(text, &a, &err))
+		abort();
+	return a;
+}
+
 static int api_decide(struct api *api)
 {
 	struct pod_decision d = {0};
@@ -1348,6 +1358,33 @@ TEST(an_ambient_pod_has_its_own_annotations)
 		CHECK_EQ(api.decision.settings.reroute_interfaces.n, rows[i].reroute);
 		api_done(&api);
 	}
+	return TEST_OK;
+}
+
+TEST(an_ambient_pod_may_belong_to_the_nodes_proxy)
+{
+	const struct ip_address proxy4 = address("10.245.0.2"), other = address("10.245.0.3");
+	struct api api;
+
+	api_open(&api, ANNOTATIONS("'ambient.istio.io/bypass-inbound-capture':'false'"), "",
+		 AMBIENT_NS);
+	api.cfg.node_proxy = true;
+	api.cfg.proxy4 = proxy4;
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_AMBIENT);
+	CHECK(api.decision.settings.node_proxy && !api.decision.settings.ambient);
+	CHECK(ip_address_equal(&api.decision.settings.proxy4, &proxy4));
+	CHECK(ip_address_is_unspecified(&api.decision.settings.proxy6));
+	CHECK_EQ(api.decision.settings.outbound_port, 15001);
+	CHECK(!api.decision.settings.inbound_include_all && !api.decision.settings.inbound_port);
+	CHECK(policy_is_node_proxy(&api.cfg, &proxy4) && !policy_is_node_proxy(&api.cfg, &other));
+	api.facts.is_node_proxy = true;
+	CHECK_EQ(api_decide(&api), 0);
+	CHECK_EQ(api.decision.mode, POD_SKIP);
+	CHECK_HAS(api.decision.reason, "the proxy of this node's ambient pods");
+	api.cfg.node_proxy = false;
+	CHECK(!policy_is_node_proxy(&api.cfg, &proxy4));
+	api_done(&api);
 	return TEST_OK;
 }
 

@@ -261,3 +261,134 @@ TEST(ambient_without_ipv6_leaves_it_alone)
 	redirect_plan_free(plan);
 	return TEST_OK;
 }
+
+/* ---- by a proxy in another namespace of the node ---- */
+
+static struct redirect_settings by_node(void)
+{
+	struct redirect_settings s = ambient();
+	struct error err = {0};
+
+	s.ambient = false;
+	s.node_proxy = true;
+	s.inbound_port = s.tunnel_port = 0;
+	s.inbound_include_all = false;
+	if (ip_address_parse("10.245.0.2", &s.proxy4, &err) ||
+	    ip_address_parse("fd00:45::2", &s.proxy6, &err))
+		abort();
+	return s;
+}
+
+TEST(the_nodes_proxy_gets_what_leaves_the_pod)
+{
+	static const struct {
+		const char *to;
+		uint16_t port;
+		bool udp, own;
+		enum plan_rule_id with_dns, without;
+	} rows[] = {
+		{"203.0.113.9", 80, false, false, RULE_OUT_ALL, RULE_OUT_ALL},
+		{"2001:db8::9", 80, false, false, RULE_OUT_ALL, RULE_OUT_ALL},
+		{"::ffff:203.0.113.9", 15001, false, false, RULE_OUT_ALL, RULE_OUT_ALL},
+		{"203.0.113.9", 80, true, false, RULE_NONE, RULE_NONE},
+		{"10.96.0.10", 53, false, false, RULE_OUT_DNS_TCP, RULE_OUT_ALL},
+		{"fd00:96::a", 53, true, false, RULE_OUT_DNS_UDP, RULE_NONE},
+		{"10.244.0.5", 53, false, true, RULE_OUT_TO_SELF, RULE_OUT_TO_SELF},
+		{"10.244.0.5", 53, true, true, RULE_OUT_TO_SELF, RULE_OUT_TO_SELF},
+		{"fd00:10::5", 8080, false, true, RULE_OUT_TO_SELF, RULE_OUT_TO_SELF},
+		{"127.0.0.1", 53, false, true, RULE_OUT_LOOPBACK, RULE_OUT_LOOPBACK},
+		{"127.0.0.2", 53, false, true, RULE_OUT_TO_SELF, RULE_OUT_TO_SELF},
+		{"::1", 15001, false, true, RULE_OUT_LOOPBACK, RULE_OUT_LOOPBACK},
+		{"10.245.0.2", 15001, false, false, RULE_OUT_TO_NODE_PROXY, RULE_OUT_TO_NODE_PROXY},
+		{"::ffff:10.245.0.2", 80, false, false, RULE_OUT_TO_NODE_PROXY,
+		 RULE_OUT_TO_NODE_PROXY},
+		{"fd00:45::2", 53, true, false, RULE_OUT_TO_NODE_PROXY, RULE_OUT_TO_NODE_PROXY},
+		{"fd00:45::3", 80, false, false, RULE_OUT_ALL, RULE_OUT_ALL},
+	};
+	struct redirect_settings s = by_node();
+
+	for (int dns = 1; dns >= 0; dns--) {
+		struct redirect_plan *plan;
+
+		s.dns_capture = dns;
+		plan = build(&s);
+		for (size_t i = 0; i < COUNT(rows); i++) {
+			/* Whatever mark the socket has: ztunnel's mean nothing here. */
+			struct plan_flow flow = {.udp = rows[i].udp,
+						 .port = rows[i].port,
+						 .mark = i % 2 ? ZTUNNEL : ANSWER,
+						 .uid = 1337,
+						 .gid = 1337,
+						 .destination_is_local = rows[i].own};
+			struct error err = {0};
+
+			CHECK(!ip_address_parse(rows[i].to, &flow.destination, &err));
+			CHECK_STR(plan_rule_name(redirect_plan_decide(plan, &flow)->id),
+				  plan_rule_name(dns ? rows[i].with_dns : rows[i].without));
+		}
+		redirect_plan_free(plan);
+	}
+	return TEST_OK;
+}
+
+TEST(the_nodes_proxy_gets_nothing_that_comes_in)
+{
+	static const uint16_t ports[] = {80, 8080, 15001, 15006, 15008};
+	struct redirect_settings s = by_node();
+	struct redirect_plan *plan = build(&s);
+
+	CHECK_EQ(plan->n_inbound, 0);
+	for (size_t i = 0; i < COUNT(ports); i++) {
+		struct plan_flow flow = {.inbound = true, .port = ports[i]};
+		struct error err = {0};
+
+		CHECK(!ip_address_parse(places[OWN][V4], &flow.destination, &err));
+		CHECK_EQ(redirect_plan_decide(plan, &flow)->verdict, PLAN_PASS);
+	}
+	CHECK(!redirect_plan_wants_passthrough(plan));
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+TEST(plans_for_another_proxy_are_others)
+{
+	struct redirect_settings s = by_node();
+	struct redirect_plan *plan = build(&s), *other;
+
+	CHECK_HAS(redirect_plan_needs_ebpf(plan), "needs eBPF");
+	s.proxy4.bytes[15]++;
+	other = build(&s);
+	CHECK(!redirect_plan_equal(plan, other));
+	redirect_plan_free(other);
+	s = by_node();
+	s.proxy6 = (struct ip_address){0};
+	other = build(&s);
+	CHECK(!redirect_plan_equal(plan, other));
+	redirect_plan_free(other);
+	s = by_node();
+	other = build(&s);
+	CHECK(redirect_plan_equal(plan, other));
+	redirect_plan_free(other);
+	s = ambient();
+	other = build(&s);
+	CHECK(!redirect_plan_equal(plan, other));
+	CHECK(!redirect_plan_needs_ebpf(other));
+	redirect_plan_free(other);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
+
+TEST(without_ipv6_the_nodes_proxy_gets_none)
+{
+	struct redirect_settings s = by_node();
+	struct plan_flow flow = {.port = 80};
+	struct redirect_plan *plan;
+	struct error err = {0};
+
+	s.capture_ipv6 = false;
+	plan = build(&s);
+	CHECK(!ip_address_parse("2001:db8::9", &flow.destination, &err));
+	CHECK_EQ(redirect_plan_decide(plan, &flow)->id, RULE_IPV6_OFF);
+	redirect_plan_free(plan);
+	return TEST_OK;
+}
