@@ -25,6 +25,8 @@ LIB_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../lib" && pwd)
 . "$LIB_DIR/proxy.sh"
 # shellcheck source=test/lib/istio_iptables.sh
 . "$LIB_DIR/istio_iptables.sh"
+# shellcheck source=test/proxies/node_proxy.sh
+. "$LIB_DIR/../proxies/node_proxy.sh"
 
 ENGINES=${ENGINES:-ebpf nftables iptables}
 APP_PORT=8080
@@ -416,6 +418,7 @@ main() {
 	for engine in $ENGINES; do
 		run_engine "$engine"
 	done
+	case " $ENGINES " in *" ebpf "*) run_node_proxies ;; esac
 	tap_done
 }
 
