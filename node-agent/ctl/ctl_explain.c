@@ -44,12 +44,18 @@ static void show_opener(const struct ctl_options *opt, const json_t *answer, str
 static void show(const struct ctl_options *opt, const json_t *answer, struct ctl_out *out)
 {
 	const char *verdict = ctl_string(answer, "verdict", "");
+	const char *proxy = ctl_string(answer, "proxy", NULL);
 
 	ctl_field(out, "Connection", CTL_PLAIN, "from %s to %s, %s%s%s%s", opt->pod, opt->to,
 		  opt->udp ? "UDP" : "TCP", opt->interface ? ", by " : "", opt->interface ?: "",
 		  ctl_true(answer, "destinationIsLocal") ? "; an address of the pod itself" : "");
 	show_opener(opt, answer, out);
-	if (strcmp(verdict, "redirect") == 0)
+	if (proxy && !*proxy)
+		ctl_field(out, "Verdict", CTL_WARN,
+			  "refused: the node's proxy has no address of this family");
+	else if (proxy)
+		ctl_field(out, "Verdict", CTL_GOOD, "redirected to the node's proxy at %s", proxy);
+	else if (strcmp(verdict, "redirect") == 0)
 		ctl_field(out, "Verdict", CTL_GOOD,
 			  "redirected to the proxy's port %" JSON_INTEGER_FORMAT,
 			  ctl_integer(answer, "port", 0));

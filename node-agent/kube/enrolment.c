@@ -261,9 +261,9 @@ static json_t *kubernetes_json(const struct enrolment *e)
 
 json_t *enrolment_status(const struct enrolment *e)
 {
-	return json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "kubernetes",
-			 kubernetes_json(e), "ztunnel",
-			 e->zds ? zds_server_status(e->zds) : json_null(), "joined",
+	return json_pack("{s:o, s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "kubernetes",
+			 kubernetes_json(e), "form", e->cfg.node_proxy ? "node" : "inpod",
+			 "ztunnel", e->zds ? zds_server_status(e->zds) : json_null(), "joined",
 			 (json_int_t)e->joined, "left", (json_int_t)e->left, "changed",
 			 (json_int_t)e->changed, "refused", (json_int_t)e->refused, "found",
 			 (json_int_t)e->found, "admittedUnknown", (json_int_t)e->admitted_unknown,

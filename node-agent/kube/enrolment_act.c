@@ -790,7 +790,7 @@ static void wait_for(struct enrolment *e, const struct look *look)
 		}
 		enrolment_search(e, m, look->kp);
 	}
-	if (look->decision.mode == POD_AMBIENT && !e->cfg.node_proxy)
+	if (look->decision.mode == POD_AMBIENT)
 		enrolment_want_ztunnel(e);
 }
 

@@ -125,7 +125,8 @@ void enrolment_sources_close(struct enrolment *e);
 bool enrolment_is_current(const struct enrolment *e);
 void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp);
 void enrolment_search_end(struct enrolment *e, struct member *m);
-void enrolment_want_ztunnel(struct enrolment *e); /* serves it from now on, if it does not yet */
+/* Serves it from now on, if it does not yet; not where the proxy is another one. */
+void enrolment_want_ztunnel(struct enrolment *e);
 
 /* ---- enrolment_adds.c ---- */
 

@@ -431,7 +431,7 @@ static void on_ztunnel_retry(void *arg)
 
 void enrolment_want_ztunnel(struct enrolment *e)
 {
-	if (!e->wants_zds) {
+	if (!e->wants_zds && !e->cfg.node_proxy) {
 		e->wants_zds = true;
 		serve_ztunnel(e);
 	}
@@ -460,8 +460,7 @@ int enrolment_sources_open(struct enrolment *e, struct error *err)
 		r = process_watch_new(e->cfg.loop, on_process, e, &e->processes, err);
 	if (!r && e->cfg.client)
 		r = open_kubernetes(e, err);
-	if (!r && !e->cfg.node_proxy &&
-	    (e->cfg.ztunnel_socket_given || has_directory(e->cfg.ztunnel_socket)))
+	if (!r && (e->cfg.ztunnel_socket_given || has_directory(e->cfg.ztunnel_socket)))
 		enrolment_want_ztunnel(e);
 	return r;
 }

@@ -306,6 +306,18 @@ static json_t *explain_skipped(const struct pod *pod)
 				"pod-skipped", "sentence", pod->reason, "inbound", 0));
 }
 
+/* NULL: in the pod, or not asked. "" where it has no address and the connection is refused. */
+static const char *where_node_proxy_is(const struct redirect_plan *plan,
+				       const struct plan_rule *rule, const struct ip_address *to,
+				       char buf[static IP_ENDPOINT_TEXT_MAX])
+{
+	const struct ip_address *proxy = ip_address_is_v4(to) ? &plan->proxy4 : &plan->proxy6;
+
+	if (!plan->node_proxy || rule->verdict != PLAN_REDIRECT)
+		return NULL;
+	return ip_address_is_unspecified(proxy) ? "" : ip_endpoint_format(proxy, rule->port, buf);
+}
+
 static json_t *explain(const struct queries *q, const struct agent_request *req)
 {
 	const struct pod *pod = find(q, req);
@@ -314,7 +326,7 @@ static json_t *explain(const struct queries *q, const struct agent_request *req)
 				 .port = req->to_port,
 				 .interface = req->interface};
 	const struct plan_rule *rule;
-	char to[IP_ENDPOINT_TEXT_MAX];
+	char to[IP_ENDPOINT_TEXT_MAX], proxy[IP_ENDPOINT_TEXT_MAX];
 
 	if (!pod)
 		return refuse_unknown_pod(req);
@@ -328,8 +340,9 @@ static json_t *explain(const struct queries *q, const struct agent_request *req)
 	flow.knows_kubelet = !strcmp(redirect_pod_engine(q->redirect, pod->cookie), "ebpf");
 	flow.destination_is_local = redirect_address_is_local(q->redirect, pod->cookie, &req->to);
 	rule = redirect_plan_decide(pod->plan, &flow);
-	return answer(json_pack("{s:s, s:i, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:b}", "verdict",
-				verdict_name(rule->verdict), "port", rule->port, "rule",
+	return answer(json_pack("{s:s, s:i, s:s*, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:b}",
+				"verdict", verdict_name(rule->verdict), "port", rule->port, "proxy",
+				where_node_proxy_is(pod->plan, rule, &req->to, proxy), "rule",
 				plan_rule_name(rule->id), "sentence", plan_rule_sentence(rule->id),
 				"inbound", 0, "to", ip_endpoint_format(&req->to, req->to_port, to),
 				"protocol", req->udp ? "udp" : "tcp", "uid", (json_int_t)flow.uid,

@@ -6,7 +6,7 @@
  * What stays in the kernel when the agent is gone: maps and links, pinned below one directory of
  * bpffs.
  *
- *	maps-v1/NAME	one map; v1 is SOCKMESH_ABI_VERSION. maps-v1-inode where namespaces are
+ *	maps-v2/NAME	one map; v2 is SOCKMESH_ABI_VERSION. maps-v2-inode where namespaces are
  *			numbered by inode: the two kinds of number never share a map
  *	links/PROGRAM	one program on the pods' cgroup, or on kubelet's
  *	pods/COOKIE	the inbound program on one pod's network namespace

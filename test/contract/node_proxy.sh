@@ -83,6 +83,10 @@ scenario_node_proxy_life() {
 	expect "$name: nothing is changed in its namespace" "$before" namespace_picture $name
 	expect "$name: as planned" '"ok":true' check_ok $name
 	expect "$name: is shown as ambient" '"mode":"ambient"' pod_json $name
+	expect "$name: where a connection goes is explained" "10.245.0.2:15001" explain $name $EXT4:80
+	expect "$name: also by IPv6" "[fd00:45::2]:15001" explain $name "$EXT6:80"
+	expect "$name: and what is not captured" "out-to-node-proxy" explain $name "$NODE_PROXY4:15001"
+	expect "$name: the form is told" node status_field $name .enrolment.form
 	agent_kill $name
 	expect_by_node $name "while no agent runs"
 	stop_servers $name.node
@@ -105,6 +109,10 @@ scenario_node_proxy_life() {
 	expect "$name: app -> external is direct" label=world dial_as $name 1000 "$EXT4:80"
 	rm "$work/enrolled-$name"
 	pod_down $name
+}
+
+explain() { # NAME TO
+	"$BUILD_DIR/bin/sockmeshctl" --run-dir "${pod_agent[$1]}" explain --pod "contract/$1" --to "$2"
 }
 
 pod_json() { # NAME
@@ -338,6 +346,7 @@ scenario_node_proxy_one_family() {
 	expect "$name: a question by v6 is refused" "not permitted" ask $name 6 fd00:99::53
 	expect "$name: a mapped one is answered" "from=::ffff:10.99.0.53:53" ask $name 6 ::ffff:10.99.0.53
 	expect "$name: which is counted" '"no-proxy-address":2' pod_events $name
+	expect "$name: which is explained" "refused: the node's proxy has no address" explain $name "$EXT6:80"
 	expect "$name: and logged" "no address of this family" cat "$work/agent-$name.log"
 	agent_kill $name
 	restarted $name --ztunnel node --ztunnel-address $NODE_PROXY4 --capture-ipv6 no
