@@ -710,6 +710,49 @@ test_connections_are_cut() {
 	agent_ends TERM
 	agent_up
 	wait_for 10 status_is .enrolment.ztunnel.ready 1
+# ---- a proxy of the node in place of ztunnel -----------------------------------------------------
+
+node_agent_up() {
+	agent_up --ztunnel node --ztunnel-address "${POD_IP4[proxy]},${POD_IP6[proxy]}"
+}
+
+# Its own pod is ambient by its label, and must be left alone.
+test_node_proxy() {
+	[ "$(status_field .engine)" = ebpf ] || return 0 # no other one can
+	label_pod one "$AMBIENT"
+	wait_for 10 mode_is one ambient
+	is_captured one
+	agent_ends KILL
+	run_pod proxy "$AMBIENT"
+	remember node-proxy "$(pod_run proxy istio-proxy "$PROXY_UID" "$PROGRAMS/reporter" node-proxy dual:15001)"
+	node_agent_up
+	is_taken_by one node-proxy
+	check_equal "$(status_field .enrolment.ztunnel)" null "what is told of ztunnel"
+	check_equal "$(reached_from_node "${POD_IP4[one]}:8080")" server "from outside"
+	label_pod two "$AMBIENT"
+	wait_for 10 mode_is two ambient
+	is_taken_by two node-proxy
+	wait_for 10 annotation_is two "$REDIRECTION" enabled
+	label_pod two "$NOT_AMBIENT"
+	wait_for 10 mode_is two none
+	goes_direct two
+	wait_for 10 annotation_is two "$REDIRECTION" ""
+	with_plugin run_pod added "$AMBIENT"
+	check_equal "$(pod_field added mode)" ambient "at the end of ADD, and no ztunnel was asked"
+	is_taken_by added node-proxy
+	end_pod added
+	check_equal "$(pod_field proxy mode)" none "the proxy's own pod"
+	is_taken_by proxy server
+	agent_ends TERM
+	is_taken_by one node-proxy
+	agent_up
+	is_captured one
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	kill -KILL -- "-$(recall node-proxy)"
+	end_pod proxy
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+	goes_direct one
 }
 
 # ---- main --------------------------------------------------------------------------------------
@@ -786,4 +829,5 @@ check "what a pod's annotations ask for changes while it runs" test_settings_cha
 check "a native sidecar is known by the ids that its container says" test_native_sidecar
 check "that ztunnel refuses a pod is told" test_ztunnel_refuses
 check "so is what the kernel has no room for" test_kernel_refuses
+check "a proxy of the node takes ztunnel's place, and gives it back" test_node_proxy
 tap_done
