@@ -113,13 +113,18 @@ void enrolment_add_decided(struct enrolment *e, struct waiting_add *add, json_t 
 	enrolment_add_answer(e, add, reply);
 }
 
+static struct member *member_of(struct enrolment *e, const struct agent_request *req,
+				const struct kube_pod *kp)
+{
+	const char *uid = kp ? kp->uid : req->pod_uid ?: req->container_id;
+
+	return enrolment_member_get(e, uid, req->pod_namespace ?: "", req->pod_name ?: "");
+}
+
 /* Where ambient pods begin: ztunnel first. The answer comes with ztunnel's. */
 static void ask_ztunnel(struct enrolment *e, struct waiting_add *add, const struct kube_pod *kp)
 {
-	const struct agent_request *req = add->req;
-	const char *uid = kp ? kp->uid : req->pod_uid ?: req->container_id;
-	struct member *m =
-		enrolment_member_get(e, uid, req->pod_namespace ?: "", req->pod_name ?: "");
+	struct member *m = member_of(e, add->req, kp);
 
 	if (!m) {
 		enrolment_add_answer(e, add, busy("no memory"));
@@ -143,6 +148,19 @@ static bool is_pod_netns(int netns_fd)
 	return netns_fd >= 0 && !netns_check_fd(netns_fd, &ignored) && !netns_is_host(netns_fd);
 }
 
+/* The node's proxy needs not be told; what the cluster is told follows. */
+static void add_to_node_proxy(struct enrolment *e, struct waiting_add *add,
+			      const struct kube_pod *kp, const struct pod_facts *facts)
+{
+	struct member *m = member_of(e, add->req, kp);
+	json_t *reply = registration_handle(e->cfg.registration, add->req, add->netns_fd, facts);
+
+	e->joined += json_is_true(json_object_get(reply, "ok"));
+	if (m)
+		enrolment_due(e, m);
+	enrolment_add_decided(e, add, reply);
+}
+
 /*
  * Everything is known that will be known in time. While the API server is away a pod is created
  * nevertheless: as ambient where it says so itself, or its namespace does as far as that is known.
@@ -164,8 +182,9 @@ static void settle(struct enrolment *e, struct waiting_add *add)
 	r = pod_policy_decide(e->cfg.policy, &facts, &decision, &err);
 	if (!r && decision.mode == POD_UNDECIDED && decision.hold) {
 		enrolment_add_decided(e, add, busy(decision.reason));
-	} else if (!r && decision.mode == POD_AMBIENT && !e->cfg.node_proxy &&
-		   is_pod_netns(add->netns_fd)) {
+	} else if (!r && decision.mode == POD_AMBIENT && e->cfg.node_proxy) {
+		add_to_node_proxy(e, add, kp, &facts);
+	} else if (!r && decision.mode == POD_AMBIENT && is_pod_netns(add->netns_fd)) {
 		ask_ztunnel(e, add, kp);
 	} else {
 		/* Refusals are its to say as well. */

@@ -123,7 +123,8 @@ int ebpf_listeners_scan(struct ebpf *e, uint64_t cookie, int netns_fd, struct er
 	bool listening = false;
 	int r;
 
-	if (!ebpf_pods_config(e, cookie, &cfg))
+	/* Without an inbound port the pod's proxy is elsewhere. */
+	if (!ebpf_pods_config(e, cookie, &cfg) || !cfg.inbound_port)
 		return 0;
 	r = netlink_has_listener(netns_fd, cfg.inbound_port, &listening, err);
 	if (r || !listening)

@@ -710,6 +710,8 @@ test_connections_are_cut() {
 	agent_ends TERM
 	agent_up
 	wait_for 10 status_is .enrolment.ztunnel.ready 1
+}
+
 # ---- a proxy of the node in place of ztunnel -----------------------------------------------------
 
 node_agent_up() {
@@ -740,6 +742,7 @@ test_node_proxy() {
 	with_plugin run_pod added "$AMBIENT"
 	check_equal "$(pod_field added mode)" ambient "at the end of ADD, and no ztunnel was asked"
 	is_taken_by added node-proxy
+	wait_for 10 annotation_is added "$REDIRECTION" enabled
 	end_pod added
 	check_equal "$(pod_field proxy mode)" none "the proxy's own pod"
 	is_taken_by proxy server
