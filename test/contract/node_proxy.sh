@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034,SC2154
+# shellcheck shell=bash disable=SC2004,SC2034,SC2154 # SC2004: associative arrays of rig.sh
 # SPDX-License-Identifier: Apache-2.0
 #
 # Scenarios of ambient pods whose proxy is in another network namespace of the node.
@@ -83,7 +83,7 @@ scenario_node_proxy_life() {
 	expect "$name: nothing is changed in its namespace" "$before" namespace_picture $name
 	expect "$name: as planned" '"ok":true' check_ok $name
 	expect "$name: is shown as ambient" '"mode":"ambient"' pod_json $name
-	expect "$name: where a connection goes is explained" "10.245.0.2:15001" explain $name $EXT4:80
+	expect "$name: where a connection goes is explained" "10.245.0.2:15001" explain $name "$EXT4:80"
 	expect "$name: also by IPv6" "[fd00:45::2]:15001" explain $name "$EXT6:80"
 	expect "$name: and what is not captured" "out-to-node-proxy" explain $name "$NODE_PROXY4:15001"
 	expect "$name: the form is told" node status_field $name .enrolment.form

@@ -272,6 +272,7 @@ guest_up() { # NAME
 }
 
 # What an agent is told of the proxy of node_proxy_up.
+# shellcheck disable=SC2034,SC2054 # for those who source this; a list of the agent's has commas
 NODE_PROXY_OPTIONS=(--ztunnel node --ztunnel-address 10.245.0.2,fd00:45::2)
 
 # Namespace NAME-p is that of the node's own proxy; the world routes between it and the pod.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2153,SC2154
 # SPDX-License-Identifier: Apache-2.0
 #
 # Envoy and HAProxy as the one proxy of a node's ambient pods: in a pod of its own, for TCP, on to
