@@ -248,6 +248,19 @@ static __always_inline int set_mark(struct bpf_sock_addr *ctx, const struct atte
 }
 
 /*
+ * The pod has left the mesh: nothing is captured. But ztunnel still hands on what it is asked
+ * until its peers know, and the application's answers have to find it.
+ */
+static __always_inline int decide_of_leaving(struct bpf_sock_addr *ctx, struct attempt *a,
+					     const struct opener *who)
+{
+	if (!speaks_for_client(a))
+		return CONNECT_ALLOW;
+	a->kind = HANDOVER_TO_APP;
+	return set_mark(ctx, a, who) ? CONNECT_DENY : CONNECT_ALLOW;
+}
+
+/*
  * The decision for one connect(). Returns CONNECT_DENY or CONNECT_ALLOW; a->redirect says that the
  * entry has to rewrite to a->target, *source what to bind first (zero: nothing).
  */
@@ -257,9 +270,12 @@ static __always_inline int attempt_decide(struct bpf_sock_addr *ctx, struct atte
 	const struct pod_config *pod = bpf_map_lookup_elem(&pods, &a->flow.netns);
 	struct opener who;
 	struct decision d;
-	int hand_over;
+	int hand_over, active;
 
-	if (!pod || !(pod->flags & POD_ACTIVE) || is_decided(ctx, a))
+	if (!pod || is_decided(ctx, a))
+		return CONNECT_ALLOW;
+	active = pod->flags & POD_ACTIVE;
+	if (!active && (a->flow.udp || !(pod->flags & POD_LEAVES)))
 		return CONNECT_ALLOW;
 	if (a->flow.udp)
 		forget_questions(ctx);
@@ -270,6 +286,8 @@ static __always_inline int attempt_decide(struct bpf_sock_addr *ctx, struct atte
 		report_event(a->flow.netns, EVENT_RECORD_FAILED);
 		return CONNECT_DENY;
 	}
+	if (!active)
+		return decide_of_leaving(ctx, a, &who);
 	count_rule(a->flow.netns, d.rule);
 
 	/*

@@ -57,6 +57,8 @@ enum pod_flags {
 	POD_SET_REFLECT6 = 1 << 9,
 	POD_ADDED_ROUTES = 1 << 10, /* the rule and the route of AMBIENT_MARK_REPLY */
 	POD_NODE_PROXY = 1 << 11,   /* the proxy is in another namespace of the node: proxy4/6 */
+	POD_LEAVES =
+		1 << 12, /* not active, for no other engine: ztunnel still speaks for clients */
 };
 
 /* Which of them say what was changed; the others follow from the plan. */

@@ -47,6 +47,10 @@ static struct enrol_step next_of_ended(const struct enrol_view *v)
 
 static struct enrol_step next_of_unwanted(const struct enrol_view *v)
 {
+	/* A ztunnel that is told cuts every connection of the pod at once. */
+	if (v->enrolled == POD_SKIP && v->ztunnel == ENROL_ZTUNNEL_HAS_IT && v->lingers)
+		return step(ENROL_NOTHING, ENROL_STATUS_NONE,
+			    "the pod is not redirected any more; ztunnel ends what it has of it");
 	if (v->enrolled == POD_SKIP && v->ztunnel == ENROL_ZTUNNEL_HAS_IT)
 		return step(ENROL_RELEASE, ENROL_STATUS_NONE,
 			    "the pod is not to be redirected, and ztunnel still has it");

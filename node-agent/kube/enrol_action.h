@@ -50,6 +50,7 @@ struct enrol_view {
 	bool netns_known; /* and open, or can be opened */
 
 	enum enrol_ztunnel ztunnel;
+	bool lingers; /* the pod has just left, and ztunnel may end what it has of it */
 	bool admit_without_ztunnel; /* --without-ztunnel admit */
 	enum enrol_validation validation;
 	bool repairs; /* sidecar pods that have started without redirection are to get it */

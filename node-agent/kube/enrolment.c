@@ -8,6 +8,7 @@
 #include "kube_watch.h"
 #include "monotonic.h"
 #include "pod_status.h"
+#include "redirect.h"
 #include "registration.h"
 #include "same_text.h"
 #include "scoped.h"
@@ -193,6 +194,11 @@ void enrolment_due_all(struct enrolment *e)
 
 static void retry_at(struct enrolment *e, int64_t at_ms);
 
+static int64_t earlier(int64_t a_ms, int64_t b_ms) /* 0: never */
+{
+	return !a_ms || (b_ms && b_ms < a_ms) ? b_ms : a_ms;
+}
+
 static void on_retry(void *arg)
 {
 	struct enrolment *e = arg;
@@ -201,12 +207,14 @@ static void on_retry(void *arg)
 	e->retry_timer = NULL;
 	for (size_t i = 0; i < MEMBER_BUCKETS; i++)
 		for (struct member *m = e->members[i]; m; m = m->next) {
-			if (!m->not_before_ms)
+			int64_t at_ms = earlier(m->not_before_ms, m->lingers_until_ms);
+
+			if (!at_ms)
 				continue;
-			if (m->not_before_ms <= now)
+			if (at_ms <= now)
 				enrolment_due(e, m);
-			else if (m->not_before_ms < next)
-				next = m->not_before_ms;
+			else if (at_ms < next)
+				next = at_ms;
 		}
 	if (next != INT64_MAX)
 		retry_at(e, next);
@@ -231,6 +239,12 @@ void enrolment_retry(struct enrolment *e, struct member *m)
 {
 	m->not_before_ms = monotonic_ms() + kube_backoff_next(&m->backoff, -1);
 	retry_at(e, m->not_before_ms);
+}
+
+void enrolment_linger(struct enrolment *e, struct member *m)
+{
+	m->lingers_until_ms = monotonic_ms() + REDIRECT_LINGER_MS;
+	retry_at(e, m->lingers_until_ms);
 }
 
 void enrolment_reconcile(struct enrolment *e)

@@ -225,6 +225,7 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 		.has_ips = (kp && kp->n_ips) || (entry && entry->n_ips),
 		.netns_known = look->m->found_fd >= 0 || can_open(entry),
 		.ztunnel = ztunnel_of(e, look),
+		.lingers = look->m->lingers_until_ms != 0,
 		.admit_without_ztunnel = e->cfg.admit_without_ztunnel,
 		.repairs = e->cfg.repair->redirect,
 	};
@@ -712,6 +713,7 @@ static void enrol(struct enrolment *e, const struct look *look)
 	scoped_fd int opened = -1;
 	int netns_fd = m->found_fd;
 
+	m->lingers_until_ms = 0;
 	if (look->decision.mode == POD_SIDECAR || e->cfg.node_proxy) {
 		join_directly(e, look);
 		return;
@@ -741,7 +743,10 @@ static void withdraw(struct enrolment *e, const struct look *look)
 		trouble(e, look->m, &err, true);
 		return;
 	}
-	enrolment_leave_ztunnel(e, look->m->uid);
+	if (over)
+		enrolment_leave_ztunnel(e, look->m->uid);
+	else
+		enrolment_linger(e, look->m);
 	/* Its namespace is on its way out, and takes along what could not be taken back: the sweep
 	 * notices, and until then it is not to be tried in a loop. */
 	if (r) {
@@ -1012,6 +1017,8 @@ void enrolment_look_at(struct enrolment *e, struct member *m)
 	struct error err = {0};
 	struct look look;
 
+	if (m->lingers_until_ms <= monotonic_ms())
+		m->lingers_until_ms = 0;
 	if (m->asks_ztunnel || m->add) {
 		m->looks_again = true;
 		return;

@@ -54,7 +54,9 @@ struct member { /* a pod, by the uid that the API has for it */
 	bool waits_for_ztunnel;	 /* none is connected, or it refused */
 	struct waiting_add *add; /* that is answered when ztunnel has answered */
 
-	int64_t not_before_ms; /* monotonic: after a failure */
+	int64_t not_before_ms;	  /* monotonic: after a failure */
+	int64_t lingers_until_ms; /* monotonic: when ztunnel is told that the pod has left; 0: at
+				     once */
 	struct kube_backoff backoff;
 	char trouble[192]; /* why it is not as it should be; "": it is */
 
@@ -108,7 +110,8 @@ struct member *enrolment_member_get(struct enrolment *e, const char *uid, const 
 void enrolment_member_drop(struct enrolment *e, struct member *m);
 void enrolment_due(struct enrolment *e, struct member *m); /* it is looked at soon */
 void enrolment_due_all(struct enrolment *e);
-void enrolment_retry(struct enrolment *e, struct member *m); /* later, and later each time */
+void enrolment_retry(struct enrolment *e, struct member *m);  /* later, and later each time */
+void enrolment_linger(struct enrolment *e, struct member *m); /* ztunnel has it a while longer */
 
 /*
  * The entry of the member's pod; NULL: none. It may name the pod otherwise than the API does: by

@@ -81,14 +81,24 @@ bool ebpf_owns_passthrough(void *state, uint64_t cookie, int netns_fd)
 }
 
 /* Switches capture off, and keeps the pod's entry for what is on its way to the proxy. */
-static int switch_off(struct ebpf *e, uint64_t cookie, struct pod_config *cfg, struct error *err)
+static int switch_off(struct ebpf *e, const struct redirect_pod *pod, struct pod_config *cfg,
+		      struct error *err)
 {
-	struct ebpf_pod *known = ebpf_pods_get(e, cookie);
+	struct ebpf_pod *known = ebpf_pods_get(e, pod->cookie);
 
 	if (!known)
 		return error_set(err, ENOMEM, "remember the pod");
 	cfg->flags &= ~(__u32)POD_ACTIVE;
+	if (pod->leaves && (cfg->flags & POD_IS_AMBIENT))
+		cfg->flags |= POD_LEAVES;
 	known->retired_at_ms = monotonic_ms();
+	return ebpf_pods_config_write(e, pod->cookie, cfg, err);
+}
+
+/* It joined again, and another engine has it now. */
+static int stays(struct ebpf *e, uint64_t cookie, struct pod_config *cfg, struct error *err)
+{
+	cfg->flags &= ~(__u32)POD_LEAVES;
 	return ebpf_pods_config_write(e, cookie, cfg, err);
 }
 
@@ -119,7 +129,7 @@ static bool is_drained(struct ebpf *e, const struct redirect_pod *pod, const str
 	const struct ebpf_pod *known = ebpf_pods_find(e, pod->cookie);
 	bool patient = known && monotonic_ms() - known->retired_at_ms <= HANDOVER_PATIENCE_MS;
 
-	if (needs_routes(pod, cfg, patient))
+	if (pod->lingers || needs_routes(pod, cfg, patient))
 		return false;
 	return !hands_over(e, pod->cookie) || !patient;
 }
@@ -154,9 +164,14 @@ int ebpf_retire(void *state, const struct redirect_pod *pod, bool *ret_done, str
 	}
 	/* A connect() that was decided just before is counted at the earliest by the next look. */
 	if (cfg.flags & POD_ACTIVE) {
-		r = switch_off(e, pod->cookie, &cfg, err);
+		r = switch_off(e, pod, &cfg, err);
 		*ret_done = false;
 		return r;
+	}
+	if ((cfg.flags & POD_LEAVES) && !pod->leaves) {
+		r = stays(e, pod->cookie, &cfg, err);
+		if (r)
+			return r;
 	}
 	if (!is_drained(e, pod, &cfg)) {
 		*ret_done = false;

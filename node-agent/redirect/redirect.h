@@ -21,6 +21,12 @@ struct error;
 struct event_loop;
 struct redirect;
 
+/*
+ * For how long ztunnel goes on with a pod that leaves the mesh while it runs: as it is told, it
+ * cuts what it has of the pod.
+ */
+enum { REDIRECT_LINGER_MS = 5000 };
+
 enum redirect_mode { REDIRECT_AUTO, REDIRECT_EBPF, REDIRECT_NFTABLES, REDIRECT_IPTABLES };
 
 /* What an engine needs of one pod; borrowed for the call. */
@@ -32,6 +38,7 @@ struct redirect_pod {
 	bool beside_ebpf; /* the eBPF engine has the pod as well, while it moves */
 	bool nat_goes_on; /* retired beside another netfilter engine, which keeps translating */
 	bool leaves;	  /* retired for no other engine: in the end nothing is to be left in it */
+	bool lingers;	  /* and not yet: ztunnel, which still serves it, opens connections to it */
 	bool passthrough_is_ours; /* ::6 on lo is there because an engine of ours added it */
 	const struct ip_address *addresses; /* from prevResult, the first of a family is primary */
 	size_t n_addresses;

@@ -645,6 +645,8 @@ static int retire_backend(const struct iptables *ipt, enum iptables_backend back
 		if (r)
 			return r;
 	}
+	if (pod->lingers)
+		return 0;
 	if (!pod->nat_goes_on)
 		r = count_captured(pod->netns_fd, &now, &captured, err);
 	if (r == -EOPNOTSUPP)

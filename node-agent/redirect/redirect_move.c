@@ -21,6 +21,7 @@
 #include <stdlib.h>
 
 enum { DRAIN_TICK_MS = 250, DRAIN_TICK_BUDGET_MS = 50, DRAIN_DELAY_MAX_MS = 15 * 1000 };
+enum { LINGER_SLACK_MS = 1000 }; /* for ztunnel to be told, and to act upon it */
 
 static bool is_netfilter(enum engine_id id)
 {
@@ -68,6 +69,7 @@ static int retire(struct redirect *r, struct known_pod *known, enum engine_id id
 
 	now.nat_goes_on = is_netfilter(id) && is_netfilter(known->engine);
 	now.leaves = known->engine == ENGINE_NONE;
+	now.lingers = now.leaves && monotonic_ms() < known->lingers_until_ms;
 	result = engine->ops->retire(engine->state, &now, &done, err);
 	if (!result && done)
 		known->draining &= ~(1u << id);
@@ -166,8 +168,13 @@ int redirect_release(struct redirect *r, const struct redirect_pod *pod, struct 
 {
 	struct known_pod *known = redirect_find(r, pod, err);
 	enum engine_id from = known ? known->engine : ENGINE_NONE;
-	int result = known ? release_engine(r, known, pod, err) : -err->code;
+	int result;
 
+	if (!known)
+		return -err->code;
+	if (pod->plan && pod->plan->ambient)
+		known->lingers_until_ms = monotonic_ms() + REDIRECT_LINGER_MS + LINGER_SLACK_MS;
+	result = release_engine(r, known, pod, err);
 	if (result)
 		return result;
 	known->beside_ebpf = false;

@@ -641,6 +641,10 @@ static int retire_rules(void *state, const struct redirect_pod *pod, bool *ret_d
 		if (r)
 			return r;
 	}
+	if (pod->lingers) {
+		*ret_done = false;
+		return 0;
+	}
 	if (!pod->nat_goes_on)
 		r = count_captured(pod->netns_fd, &record, &captured, err);
 	/* Who cannot count must keep translating for ever. */

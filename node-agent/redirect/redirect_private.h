@@ -24,14 +24,15 @@ struct engine {
 struct known_pod { /* what the agent itself remembers of a pod; the kernel has the rest */
 	struct known_pod *next;
 	uint64_t cookie;
-	int namespace_id;	 /* by which our namespace knows it, until it ends */
-	bool has_ended;		 /* from then on that is another one's */
-	enum engine_id engine;	 /* that captures its new connections */
-	unsigned draining;	 /* bits of engine_id */
-	bool beside_ebpf;	 /* its rules are of that kind until eBPF has drained */
-	int64_t drain_at_ms;	 /* monotonic: when to look again */
-	unsigned drain_delay_ms; /* before the look after that */
-	const char *reason;	 /* why not the preferred engine; static, NULL: it is */
+	int namespace_id;	  /* by which our namespace knows it, until it ends */
+	bool has_ended;		  /* from then on that is another one's */
+	enum engine_id engine;	  /* that captures its new connections */
+	unsigned draining;	  /* bits of engine_id */
+	bool beside_ebpf;	  /* its rules are of that kind until eBPF has drained */
+	int64_t drain_at_ms;	  /* monotonic: when to look again */
+	int64_t lingers_until_ms; /* monotonic: ztunnel may still open connections to it */
+	unsigned drain_delay_ms;  /* before the look after that */
+	const char *reason;	  /* why not the preferred engine; static, NULL: it is */
 };
 
 enum { KNOWN_BUCKETS = 256 };

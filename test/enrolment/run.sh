@@ -86,6 +86,27 @@ test_label_leaves() {
 	wait_for 10 annotation_is one sockmesh.io/status ""
 }
 
+# What it is told to give up it cuts, and its peers go on asking it until they hear of the change.
+test_ztunnel_goes_on_for_a_while() {
+	local to
+	label_pod one "$AMBIENT"
+	wait_for 10 mode_is one ambient
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+	wait_for 10 annotation_is one "$REDIRECTION" ""
+	for to in "${POD_IP4[one]}:8080" "[${POD_IP6[one]}]:8080"; do
+		check_has "$(reached_for_client one "$to" 2>&1)" "label=server" "ztunnel to $to"
+	done
+	check_equal "$(status_field .enrolment.ztunnel.pods)" 1 "pods that ztunnel has"
+	wait_for 10 status_is .enrolment.ztunnel.pods 0
+	# Netfilter keeps them as long as it remembers the connections.
+	! status_is .engine ebpf || wait_for 20 has_no_routes one
+}
+
+has_no_routes() { # POD: of those for the answers to ztunnel
+	[ -z "$(ip -n "$1" rule show table 100)$(ip -n "$1" -6 rule show table 100)" ]
+}
+
 test_namespace_joins_and_leaves() {
 	label_namespace demo "$AMBIENT"
 	wait_for 10 mode_is one ambient
@@ -787,6 +808,7 @@ done
 
 check "a label makes a running pod join, both ways and families" test_label_joins
 check "without the label it leaves" test_label_leaves
+check "ztunnel goes on with what it has of a pod that left, for a while" test_ztunnel_goes_on_for_a_while
 check "a namespace's label moves all of its pods" test_namespace_joins_and_leaves
 check "our own annotation does the same" test_own_annotation
 check "a static pod joins, whose cgroup does not have its uid" test_static_pod

@@ -184,6 +184,22 @@ TEST(what_others_may_have_is_not_told_about)
 	return TEST_OK;
 }
 
+TEST(ztunnel_keeps_for_a_while_what_it_has_of_a_pod_that_left)
+{
+	struct enrol_view v = enrolled;
+
+	v.wanted = POD_SKIP;
+	v.enrolled = POD_SKIP;
+	v.lingers = true;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_NONE, "ztunnel ends what it has of it");
+	v.gone = true;
+	CHECK_STEP(&v, ENROL_RELEASE, ENROL_STATUS_KEEP, "is deleted");
+	v.gone = false;
+	v.wanted = POD_AMBIENT;
+	CHECK_STEP(&v, ENROL_ENROL, ENROL_STATUS_ENABLED, "redirected");
+	return TEST_OK;
+}
+
 TEST(job_completes)
 {
 	struct enrol_view v = enrolled;
