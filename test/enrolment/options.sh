@@ -82,7 +82,7 @@ test_add_without_the_api() {
 	cluster_kill apiserver
 	wait_for 10 status_is .enrolment.kubernetes.current false
 	for pod in asks presumed optout; do
-		UID_OF[$pod]=5f0a7a1c-0000-4000-8000-00000000000${#pod}
+		UID_OF["$pod"]=5f0a7a1c-0000-4000-8000-00000000000${#pod}
 	done
 	POD_SAID_UID='' with_plugin pod_add asks '{"sockmesh.io/redirection":"ambient"}'
 	POD_SAID_UID='' with_plugin pod_add presumed
