@@ -147,17 +147,6 @@ ztunnel_leaves() { # POD
 	kill -KILL -- "-$group" 2>/dev/null || true
 }
 
-# As ztunnel, which is a pod of its own, in the namespace of another.
-as_ztunnel() { # POD COMMAND...
-	local pod=$1 cgroup=$NODE_CGROUP/kubepods/pod0bad0000-0000-4000-8000-00000000beef/ztunnel
-	shift
-	mkdir -p "$cgroup"
-	(
-		echo "$BASHPID" >"$cgroup/cgroup.procs"
-		exec nsenter --net="/run/netns/$pod" -- "$@"
-	)
-}
-
 # What ztunnel says to the application is said as the client.
 reached_for_client() { # POD ADDRESS:PORT
 	as_ztunnel "$1" "$PROGRAMS/dial" --mark 0x539 --source 10.99.1.1:0 --source '[fd00:99:1::1]:0' "$2"
