@@ -843,8 +843,6 @@ check "a pod without a proxy is not redirected to one" test_mistaken_for_a_sidec
 check "a redirection that cannot be put right is told, until it is" test_heal_that_fails
 check "a pod that cannot be read is not taken for one that is gone" test_unreadable_after_a_restart
 check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
-SCALE=ci check "what is wanted comes true of pods that change, come and go all the time" test_churn
-[ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"
 check "what another agent may have is not written to, nor repaired" test_others_are_left_alone
 check "a cgroup that holds the pods is not taken for kubelet's" test_kubelets_cgroup_is_its_own
 check "pods are created while the API server is away, and none bypasses ztunnel" test_add_without_the_api
@@ -856,4 +854,7 @@ check "a native sidecar is known by the ids that its container says" test_native
 check "that ztunnel refuses a pod is told" test_ztunnel_refuses
 check "so is what the kernel has no room for" test_kernel_refuses
 check "a proxy of the node takes ztunnel's place, and gives it back" test_node_proxy
+# Last: it leaves pods behind.
+SCALE=ci check "what is wanted comes true of pods that change, come and go all the time" test_churn
+[ ! -e "$NODE_DIR/figures" ] || tap_comment <"$NODE_DIR/figures"
 tap_done
