@@ -23,6 +23,12 @@ static enum enrol_status no_status(const struct enrol_view *v)
 	return v->foreign ? ENROL_STATUS_KEEP : ENROL_STATUS_NONE;
 }
 
+/* What it has refused it was told all the same, tries again, and gets in each snapshot. */
+static bool is_told(const struct enrol_view *v)
+{
+	return v->ztunnel == ENROL_ZTUNNEL_HAS_IT || v->ztunnel == ENROL_ZTUNNEL_REFUSED;
+}
+
 /* ---- the end of a pod ---------------------------------------------------------------------- */
 
 /*
@@ -31,7 +37,7 @@ static enum enrol_status no_status(const struct enrol_view *v)
  */
 static struct enrol_step next_of_ended(const struct enrol_view *v)
 {
-	if (v->enrolled == POD_SKIP && v->ztunnel != ENROL_ZTUNNEL_HAS_IT)
+	if (v->enrolled == POD_SKIP && !is_told(v))
 		return step(ENROL_NOTHING, v->gone ? ENROL_STATUS_KEEP : no_status(v),
 			    "the pod has ended and is not enrolled");
 	if (v->ended)
@@ -48,10 +54,10 @@ static struct enrol_step next_of_ended(const struct enrol_view *v)
 static struct enrol_step next_of_unwanted(const struct enrol_view *v)
 {
 	/* A ztunnel that is told cuts every connection of the pod at once. */
-	if (v->enrolled == POD_SKIP && v->ztunnel == ENROL_ZTUNNEL_HAS_IT && v->lingers)
+	if (v->enrolled == POD_SKIP && is_told(v) && v->lingers)
 		return step(ENROL_NOTHING, ENROL_STATUS_NONE,
 			    "the pod is not redirected any more; ztunnel ends what it has of it");
-	if (v->enrolled == POD_SKIP && v->ztunnel == ENROL_ZTUNNEL_HAS_IT)
+	if (v->enrolled == POD_SKIP && is_told(v))
 		return step(ENROL_RELEASE, ENROL_STATUS_NONE,
 			    "the pod is not to be redirected, and ztunnel still has it");
 	/* What it says of itself stays as long as it may be true. */
@@ -180,7 +186,7 @@ static struct enrol_step next_of_sidecar(const struct enrol_view *v)
 {
 	if (v->enrolled == POD_SKIP)
 		return next_of_new_sidecar(v);
-	if (v->enrolled == POD_SIDECAR && v->ztunnel == ENROL_ZTUNNEL_HAS_IT)
+	if (v->enrolled == POD_SIDECAR && is_told(v))
 		return step(ENROL_RELEASE, ENROL_STATUS_NONE,
 			    "the pod has a sidecar, and ztunnel still has it");
 	if (v->enrolled == POD_SIDECAR && !v->plan_differs && !v->addresses_differ)

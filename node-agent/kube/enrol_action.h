@@ -60,8 +60,8 @@ enum enrol_action {
 	ENROL_NOTHING,
 	ENROL_ENROL, /* ambient: hand it to ztunnel, then redirect; else redirect */
 	/*
-	 * Take back the redirection, then tell ztunnel and the probes' set. If the pod has ended,
-	 * there may be nothing to be done inside.
+	 * Take back the redirection and what the probes' set has. ztunnel is told by a later
+	 * ENROL_RELEASE, or now if the pod has ended; then there may be nothing to be done inside.
 	 */
 	ENROL_WITHDRAW,
 	/*

@@ -927,6 +927,12 @@ static bool acts(enum enrol_action action)
 	return action == ENROL_ENROL || action == ENROL_WITHDRAW || action == ENROL_UPDATE;
 }
 
+/* Of a pod that is deleted each look would be the first of many that come soon. */
+static bool is_settled(const struct enrol_view *view, enum enrol_action action)
+{
+	return !view->gone && (action == ENROL_NOTHING || action == ENROL_RELEASE);
+}
+
 static void decide_and_act(struct enrolment *e, struct look *look)
 {
 	const struct enrol_view view = view_of(e, look);
@@ -947,7 +953,7 @@ static void decide_and_act(struct enrolment *e, struct look *look)
 		tell_status(e, look);
 		return;
 	}
-	if (look->step.action == ENROL_NOTHING)
+	if (is_settled(&view, look->step.action))
 		no_trouble(look->m);
 	tell_status(e, look);
 	take_step(e, look);

@@ -8,12 +8,12 @@
 
 #include <errno.h>
 
-static void set_loose(int netns_fd, bool loose)
+static void set_loose(int netns_fd, bool loose, bool may_tell)
 {
 	static bool told; /* it is the node that does not let us, for one pod as for the next */
 	struct error err = {0};
 
-	if (!conntrack_set_loose(netns_fd, loose, &err) || told)
+	if (!conntrack_set_loose(netns_fd, loose, &err) || told || !may_tell)
 		return;
 	told = true;
 	log_error(LOG_WARN, &err,
@@ -21,11 +21,12 @@ static void set_loose(int netns_fd, bool loose)
 }
 
 /*
- * With --drop-invalid they must have entries, for what has none is dropped.
+ * With --drop-invalid they must have entries, for what has none is dropped. Before the first rules
+ * of a node conntrack may not be there, nor its sysctl.
  */
 void netfilter_join_begin(const struct redirect_pod *pod)
 {
-	set_loose(pod->netns_fd, pod->plan->drop_invalid);
+	set_loose(pod->netns_fd, pod->plan->drop_invalid, false);
 }
 
 void netfilter_join_end(const struct redirect_pod *pod)
@@ -33,6 +34,7 @@ void netfilter_join_end(const struct redirect_pod *pod)
 	struct error err = {0};
 	size_t n = 0;
 
+	set_loose(pod->netns_fd, pod->plan->drop_invalid, true);
 	if (!conntrack_forget_ended(pod->netns_fd, &n, &err))
 		return;
 	log_error(err.code == EOPNOTSUPP ? LOG_DEBUG : LOG_WARN, &err,

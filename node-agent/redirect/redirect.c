@@ -106,6 +106,17 @@ static void on_ended_ready(int fd, uint32_t events, void *arg)
 	netlink_ended_read(fd, on_ended, arg);
 }
 
+/* An id is one namespace's: who had it has ended, though that event may be lost, or be late. */
+static void end_namesakes(struct redirect *r, int id)
+{
+	for (size_t i = 0; i < KNOWN_BUCKETS; i++)
+		for (struct known_pod *known = r->pods[i]; known; known = known->next)
+			if (id >= 0 && known->namespace_id == id && !known->has_ended) {
+				known->has_ended = true;
+				tell_ended(r);
+			}
+}
+
 static struct known_pod *known_new(struct redirect *r, uint64_t cookie, int netns_fd)
 {
 	struct known_pod *known = calloc(1, sizeof(*known));
@@ -120,6 +131,7 @@ static struct known_pod *known_new(struct redirect *r, uint64_t cookie, int netn
 	/* What had this id before is to be told apart before there are two of them. */
 	if (r->ended_fd >= 0)
 		netlink_ended_read(r->ended_fd, on_ended, r);
+	end_namesakes(r, known->namespace_id);
 	known->next = r->pods[cookie % KNOWN_BUCKETS];
 	r->pods[cookie % KNOWN_BUCKETS] = known;
 	return known;

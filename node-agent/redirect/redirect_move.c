@@ -172,7 +172,8 @@ int redirect_release(struct redirect *r, const struct redirect_pod *pod, struct 
 
 	if (!known)
 		return -err->code;
-	if (pod->plan && pod->plan->ambient)
+	/* Of one that could not be taken over the plan is not known; it may be ztunnel's. */
+	if (!pod->plan || pod->plan->ambient)
 		known->lingers_until_ms = monotonic_ms() + REDIRECT_LINGER_MS + LINGER_SLACK_MS;
 	result = release_engine(r, known, pod, err);
 	if (result)

@@ -633,8 +633,12 @@ static int commit(struct registration *reg, struct pod *pod, int netns_fd, struc
 	if (!r)
 		r = release_replaced(reg, old, pod, netns_fd, err);
 	if (r) {
+		struct error ignored = {0};
+
 		if (pod->mode != POD_SKIP)
 			undo_apply(reg, pod, netns_fd);
+		/* The next agent is not to take the pod for what it did not become. */
+		registration_save(reg, NULL, NULL, &ignored);
 		return r;
 	}
 	/* The record has them; they are not needed again before a restart. */

@@ -346,6 +346,22 @@ TEST(opt_out_waits_for_the_netns_and_forgets_nothing)
 	return TEST_OK;
 }
 
+/* It has been told of it, and tries again by itself. */
+TEST(what_ztunnel_has_refused_is_taken_from_it_all_the_same)
+{
+	struct enrol_view v = ready;
+
+	v.wanted = POD_SKIP;
+	v.ztunnel = ENROL_ZTUNNEL_REFUSED;
+	CHECK_STEP(&v, ENROL_RELEASE, ENROL_STATUS_NONE, "ztunnel still has it");
+	v.lingers = true;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_NONE, "not redirected any more");
+	v = sidecar;
+	v.ztunnel = ENROL_ZTUNNEL_REFUSED;
+	CHECK_STEP(&v, ENROL_RELEASE, ENROL_STATUS_NONE, "has a sidecar");
+	return TEST_OK;
+}
+
 /* ---- from one mode to the other ------------------------------------------------------------ */
 
 TEST(a_pod_goes_from_its_sidecar_to_ztunnel)
