@@ -374,9 +374,10 @@ crowd_fds() { # NAME INDEX
 
 test_crowd_leaves_nothing() {
 	local name fds
-	# Of the first time stay what is opened once: connections to the API server, programs.
+	# Of the first time stay what is opened once: connections to the API server, programs. Timers and
+	# requests come and go; what leaks with each pod would be a crowd.
 	fds=$(crowd_fds left-again 1)
-	[ "$fds" -le "$(crowd_fds joined-again 0)" ] || {
+	[ "$fds" -le $(($(crowd_fds joined-again 0) + CROWD / 10)) ] || {
 		echo "$fds descriptors after, $(crowd_fds joined-again 0) before"
 		return 1
 	}
