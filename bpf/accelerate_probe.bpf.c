@@ -8,7 +8,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
-enum { CONNECTED, ACCEPTED, N_SIDES, MAX_PAIRS = 16 };
+enum { CONNECTED, ACCEPTED, N_SIDES, MAX_PAIRS = 64 };
 
 /* A connection under trial has two neighbouring slots, of its two sides in that order. */
 struct {

@@ -68,8 +68,8 @@ const char *accelerate_finding_name(enum accelerate_finding finding);
 
 /*
  * Tries everything but TEST_LOADS, which is the caller's to set when it loads the accelerator's own
- * programs; takes two seconds at most, on a kernel that answers nothing. -errno only when nothing
- * could be tried at all (no namespaces, no program); err says why.
+ * programs; takes some three seconds at most, on a kernel that answers nothing. -errno only when
+ * nothing could be tried at all (no namespaces, no program); err says why.
  */
 int accelerate_probe_run(struct accelerate_probe *ret, struct error *err);
 

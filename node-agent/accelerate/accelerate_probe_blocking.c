@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Is a blocking recv() woken with nothing to read? Whoever waits for data waits on the same queue
- * as whoever waits for room to send, so a socket whose full send buffer drains while a thread is in
- * recv() has a wake-up without data, every time.
+ * as whoever waits for room to send, so a socket whose send buffer fills and drains while a thread
+ * is in recv() has a wake-up without data, every time. The thread has to sleep before the buffer is
+ * full: a late acknowledgement makes room by itself, and then nothing else does.
  */
 #include "accelerate_probe_private.h"
 #include "monotonic.h"
@@ -19,9 +20,7 @@
 #include <sys/syscall.h>
 
 enum {
-	RECV_TIMEOUT_MS = 500,
-	ASLEEP_TIMEOUT_MS = 200,
-	WAKE_TIMEOUT_MS = 200,
+	RECV_STEPS = 5, /* that recv() takes at most; filling and draining is one or two */
 	PAUSE_US = 50,
 	SEND_BUFFER = 16 << 10,
 	CHUNK = 16 << 10,
@@ -30,8 +29,9 @@ enum {
 
 struct receiver {
 	int fd;
+	int timeout_ms; /* of the socket */
 	ssize_t n;
-	int code; /* errno of recv(); written before `ended` */
+	int code; /* errno of recv(), ETIMEDOUT when its time was up; written before `ended` */
 	_Atomic pid_t tid;
 	atomic_bool ended;
 };
@@ -39,11 +39,15 @@ struct receiver {
 static void *receive(void *arg)
 {
 	struct receiver *receiver = arg;
+	int64_t started_ms = monotonic_ms();
 	char byte;
 
 	atomic_store(&receiver->tid, (pid_t)syscall(SYS_gettid));
 	receiver->n = recv(receiver->fd, &byte, 1, 0);
 	receiver->code = errno;
+	if (receiver->n < 0 && errno == EAGAIN &&
+	    monotonic_ms() >= started_ms + receiver->timeout_ms)
+		receiver->code = ETIMEDOUT;
 	atomic_store(&receiver->ended, true);
 	return NULL;
 }
@@ -78,36 +82,40 @@ static bool read_sleep(pid_t tid, struct sleep_state *ret)
 	return true;
 }
 
-static bool await_asleep(struct receiver *receiver, struct sleep_state *ret)
+static bool await_asleep(struct receiver *receiver, int step_ms, struct sleep_state *ret)
 {
-	int64_t until = monotonic_ms() + ASLEEP_TIMEOUT_MS;
+	int64_t until = monotonic_ms() + step_ms;
+	bool late;
 
 	do {
 		pid_t tid = atomic_load(&receiver->tid);
 
+		late = monotonic_ms() >= until;
 		if (atomic_load(&receiver->ended))
 			return false;
 		if (tid && read_sleep(tid, ret) && ret->asleep)
 			return true;
 		usleep(PAUSE_US);
-	} while (monotonic_ms() < until);
+	} while (!late);
 	return false;
 }
 
 /* It has returned, or looked around and gone back to sleep. */
-static bool await_woken(struct receiver *receiver, const struct sleep_state *before)
+static bool await_woken(struct receiver *receiver, int step_ms, const struct sleep_state *before)
 {
-	int64_t until = monotonic_ms() + WAKE_TIMEOUT_MS;
+	int64_t until = monotonic_ms() + step_ms;
 	struct sleep_state now;
+	bool late;
 
 	do {
+		late = monotonic_ms() >= until;
 		if (atomic_load(&receiver->ended))
 			return true;
 		if (read_sleep(atomic_load(&receiver->tid), &now) && now.asleep &&
 		    now.times != before->times)
 			return true;
 		usleep(PAUSE_US);
-	} while (monotonic_ms() < until);
+	} while (!late);
 	return false;
 }
 
@@ -160,42 +168,45 @@ static int drain(const struct probe_pair *pair, size_t size, struct error *err)
 }
 
 /* The receiver is woken by room to send first, and by a byte after that. */
-static int wake(const struct probe_pair *pair, struct receiver *receiver, size_t to_drain,
-		struct error *err)
+static int wake(const struct probe_pair *pair, struct receiver *receiver, struct error *err)
 {
+	const int step_ms = pair->bench->step_ms;
 	struct sleep_state asleep;
+	size_t to_drain = 0;
 	int r;
 
-	if (!await_asleep(receiver, &asleep))
+	if (!await_asleep(receiver, step_ms, &asleep))
 		return error_set(err, ETIMEDOUT, "a receiver does not go to sleep");
-	r = drain(pair, to_drain, err);
-	if (r)
-		return r;
-	if (!await_woken(receiver, &asleep))
-		return error_set(err, ETIMEDOUT, "a receiver is not woken by room to send");
-	return probe_say(pair, CONNECTED, THE_SHORT_WAY, ".", err);
+	r = fill(pair, &to_drain, err);
+	if (!r)
+		r = drain(pair, to_drain, err);
+	if (!r && !await_woken(receiver, step_ms, &asleep))
+		r = error_set(err, ETIMEDOUT, "a receiver is not woken by room to send");
+	return r;
 }
 
 int probe_try_blocking(struct probe_bench *bench, struct error *err)
 {
 	scoped_pair struct probe_pair pair;
-	struct receiver receiver = {0};
-	size_t sent = 0;
+	struct receiver receiver = {.timeout_ms = RECV_STEPS * bench->step_ms};
+	struct error last_err = {0};
 	pthread_t thread;
-	int code, r = probe_pair_open(&pair, bench, err);
+	int code, last, r = probe_pair_open(&pair, bench, err);
 
 	if (!r)
-		r = probe_make_blocking(&pair, ACCEPTED, RECV_TIMEOUT_MS, err);
-	if (!r)
-		r = fill(&pair, &sent, err);
+		r = probe_make_blocking(&pair, ACCEPTED, receiver.timeout_ms, err);
 	if (r)
 		return r;
 	receiver.fd = pair.fds[ACCEPTED];
 	code = pthread_create(&thread, NULL, receive, &receiver);
 	if (code)
 		return error_set(err, code, "start a thread");
-	r = wake(&pair, &receiver, sent, err);
+	r = wake(&pair, &receiver, err);
+	/* Whatever came of it, the receiver is not to wait until its time is up. */
+	last = probe_say(&pair, CONNECTED, THE_SHORT_WAY, ".", &last_err);
 	pthread_join(thread, NULL);
+	if (!r && last)
+		*err = last_err, r = last;
 	if (r)
 		return r;
 	if (receiver.n < 0 && receiver.code != EAGAIN)

@@ -157,13 +157,14 @@ void accelerate_probe_judge(struct accelerate_probe *probe, bool ignore_known_bu
 
 	probe->proxy = probe->full = false;
 	probe->reason[0] = '\0';
-	if (failed != TEST_COUNT_) {
-		give_reason(probe, failed);
-		return;
-	}
+	/* Holds whatever was seen. */
 	if (probe->known_bug && !ignore_known_bugs) {
 		snprintf(probe->reason, sizeof(probe->reason), "this kernel has a known bug: %s",
 			 probe->known_bug);
+		return;
+	}
+	if (failed != TEST_COUNT_) {
+		give_reason(probe, failed);
 		return;
 	}
 	probe->proxy = probe->full = true;

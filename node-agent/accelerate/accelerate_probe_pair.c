@@ -14,15 +14,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 
-enum { MAX_PAIRS = 16, RETRY_US = 500 };
-
-/* What does not come in this time does not come; a tenth of it is long on a busy machine. */
-static int64_t step_until_ms(const struct probe_bench *bench)
-{
-	int64_t until = monotonic_ms() + PROBE_STEP_MS;
-
-	return until < bench->deadline_ms ? until : bench->deadline_ms;
-}
+enum { MAX_PAIRS = 64, RETRY_US = 500 };
 
 /* ---- making one ----------------------------------------------------------------------------- */
 
@@ -38,10 +30,18 @@ static int tune(int fd, struct error *err)
 	return 0;
 }
 
+static struct timeval timeval_of(int ms)
+{
+	return (struct timeval){
+		.tv_sec = ms / 1000,
+		.tv_usec = (suseconds_t)ms % 1000 * 1000,
+	};
+}
+
 /* To a listener on lo that has room: when this returns, it can be accepted. */
 static int connect_to(struct probe_pair *pair, struct error *err)
 {
-	const struct timeval patience = {.tv_usec = PROBE_STEP_MS * 1000};
+	const struct timeval patience = timeval_of(pair->bench->step_ms);
 	struct sockaddr_in own = {0};
 	socklen_t size = sizeof(own);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), r;
@@ -54,10 +54,12 @@ static int connect_to(struct probe_pair *pair, struct error *err)
 		return r;
 	if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)) < 0 ||
 	    connect(fd, (const struct sockaddr *)&pair->bench->address,
-		    sizeof(pair->bench->address)) < 0 ||
-	    getsockname(fd, (struct sockaddr *)&own, &size) < 0 ||
+		    sizeof(pair->bench->address)) < 0)
+		/* EINPROGRESS: SO_SNDTIMEO is over. */
+		return error_set(err, errno == EINPROGRESS ? ETIMEDOUT : errno, "connect on lo");
+	if (getsockname(fd, (struct sockaddr *)&own, &size) < 0 ||
 	    fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
-		return error_set(err, errno, "connect on lo");
+		return error_set(err, errno, "set up a connection on lo");
 	pair->port = ntohs(own.sin_port);
 	return 0;
 }
@@ -70,16 +72,15 @@ int probe_pair_connect(struct probe_pair *ret, struct probe_bench *bench, struct
 	*ret = (struct probe_pair){.bench = bench, .fds = {-1, -1}};
 	if (bench->n_pairs == MAX_PAIRS)
 		return error_set(err, E2BIG, "no room for another connection");
-	if (monotonic_ms() >= bench->deadline_ms)
-		return error_set(err, ETIMEDOUT, "no time left");
 	ret->first_slot = N_SIDES * bench->n_pairs++;
 	r = connect_to(ret, err);
 	if (r)
 		return r;
-	poll(&listener, 1, PROBE_STEP_MS);
+	poll(&listener, 1, bench->step_ms);
 	ret->fds[ACCEPTED] = accept4(bench->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	if (ret->fds[ACCEPTED] < 0)
-		return error_set(err, errno, "accept a connection on lo");
+		return error_set(err, errno == EAGAIN ? ETIMEDOUT : errno,
+				 "accept a connection on lo");
 	return tune(ret->fds[ACCEPTED], err);
 }
 
@@ -167,7 +168,7 @@ static int await_until(int fd, short events, int64_t until_ms)
 int probe_await(const struct probe_pair *pair, enum probe_side side, short events,
 		struct error *err)
 {
-	int n = await_until(pair->fds[side], events, step_until_ms(pair->bench));
+	int n = await_until(pair->fds[side], events, monotonic_ms() + pair->bench->step_ms);
 
 	if (n < 0)
 		return error_set(err, errno, "poll");
@@ -177,11 +178,12 @@ int probe_await(const struct probe_pair *pair, enum probe_side side, short event
 int probe_hear(const struct probe_pair *pair, enum probe_side side, size_t n, char *ret,
 	       struct error *err)
 {
-	int64_t until = step_until_ms(pair->bench);
+	int64_t until = monotonic_ms() + pair->bench->step_ms;
 	char text[PROBE_TEXT_MAX + 1] = "";
 	size_t heard = 0;
 
 	while (heard < n) {
+		bool late = monotonic_ms() >= until; /* known before the last look */
 		ssize_t got = recv(pair->fds[side], text + heard, n - heard, MSG_DONTWAIT);
 
 		if (got > 0) {
@@ -192,11 +194,12 @@ int probe_hear(const struct probe_pair *pair, enum probe_side side, size_t n, ch
 			break;
 		if (errno != EAGAIN && errno != EINTR)
 			return error_set(err, errno, "receive");
-		if (await_until(pair->fds[side], POLLIN, until) <= 0)
-			break;
 		/* On some kernels it is readable although there is nothing to read. */
-		if (monotonic_ms() >= until)
-			break;
+		if (late)
+			return error_set(err, ETIMEDOUT, "read %s, and then nothing",
+					 heard ? text : "nothing");
+		if (await_until(pair->fds[side], POLLIN, until) < 0)
+			return error_set(err, errno, "poll");
 	}
 	memcpy(ret, text, heard + 1);
 	return 0;
@@ -218,10 +221,7 @@ int probe_close(struct probe_pair *pair, enum probe_side side, enum probe_close 
 int probe_make_blocking(const struct probe_pair *pair, enum probe_side side, int timeout_ms,
 			struct error *err)
 {
-	const struct timeval timeout = {
-		.tv_sec = timeout_ms / 1000,
-		.tv_usec = (suseconds_t)timeout_ms % 1000 * 1000,
-	};
+	const struct timeval timeout = timeval_of(timeout_ms);
 
 	if (setsockopt(pair->fds[side], SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)) < 0 ||
 	    fcntl(pair->fds[side], F_SETFL, 0) < 0)

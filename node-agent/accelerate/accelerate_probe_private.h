@@ -15,14 +15,16 @@ struct probe_bench {
 	struct accelerate_probe_bpf *bpf; /* loaded, its program attached to both maps */
 	int listener;
 	struct sockaddr_in address; /* of the listener */
-	int64_t deadline_ms;	    /* of everything */
+	int step_ms;		    /* what does not come in this time does not come */
+	int patience_ms;	    /* left for steps in which nothing came */
 	unsigned n_pairs;	    /* so far: each has slots of its own */
 	struct accelerate_probe *probe;
 };
 
 /*
- * Makes a connection and sets `test`, or that and its neighbours. -errno: it could not be tried;
- * what was not set stays unknown.
+ * Makes a connection and sets `test`, or that and its neighbours, at the end. -errno: it could not
+ * be tried; what was not set stays unknown. -ETIMEDOUT: once a step took too long; may be run
+ * again.
  */
 struct probe_trial {
 	enum accelerate_test first, last;
@@ -63,15 +65,16 @@ void probe_choose(const struct probe_pair *pair, enum probe_side side, enum prob
 int probe_say(const struct probe_pair *pair, enum probe_side side, enum probe_way way,
 	      const char *text, struct error *err);
 
-/* Until poll() tells one of events; -ETIMEDOUT after PROBE_STEP_MS. */
+/* Until poll() tells one of events; -ETIMEDOUT after a step. */
 int probe_await(const struct probe_pair *pair, enum probe_side side, short events,
 		struct error *err);
 
 /*
  * Reads n bytes (at most PROBE_TEXT_MAX) as a text, in as many pieces as they come; less when the
- * stream ends, or when poll() says that there is nothing more for PROBE_STEP_MS.
+ * stream ends. -ETIMEDOUT: there is nothing more for a step, which on a busy node need not be the
+ * kernel's doing.
  */
-enum { PROBE_TEXT_MAX = 15, PROBE_STEP_MS = 200 };
+enum { PROBE_TEXT_MAX = 15, PROBE_STEP_MS = 200 /* at first */ };
 int probe_hear(const struct probe_pair *pair, enum probe_side side, size_t n, char *ret,
 	       struct error *err);
 

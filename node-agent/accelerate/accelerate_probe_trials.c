@@ -21,7 +21,7 @@
 #define MSG_ZEROCOPY 0x4000000
 #endif
 
-/* What is not expected to come is awaited that long; what has to come, PROBE_STEP_MS. */
+/* What is not expected to come is awaited that long; what has to come, a step. */
 enum { ABSENCE_MS = 5 };
 
 /* ---- what is sent is read, in order --------------------------------------------------------- */
@@ -375,7 +375,7 @@ static int say_zerocopy(const struct probe_pair *pair, enum probe_way way, bool 
 	if (!r && strcmp(heard, "12345") != 0)
 		return error_set(err, EIO, "sent 12345 without a copy, read %s", or_nothing(heard));
 	if (!r)
-		*ret_completed = completed(pair, way == BY_TCP ? PROBE_STEP_MS : ABSENCE_MS);
+		*ret_completed = completed(pair, way == BY_TCP ? pair->bench->step_ms : ABSENCE_MS);
 	return r;
 }
 

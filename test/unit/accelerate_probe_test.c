@@ -121,6 +121,10 @@ TEST(a_known_bug_turns_everything_off_unless_it_is_to_be_ignored)
 	probe.results[TEST_EOF].finding = FINDING_DIFFERS;
 	accelerate_probe_judge(&probe, true);
 	CHECK(!probe.proxy && !probe.full);
+
+	/* And it holds whatever was seen, or could not be tried. */
+	accelerate_probe_judge(&probe, false);
+	CHECK_STR(probe.reason, "this kernel has a known bug: a hole");
 	return TEST_OK;
 }
 
