@@ -30,7 +30,6 @@ enum {
 	OUTBOUND = 15001,
 	INBOUND = 15006,
 	DIALLED = 8080,
-	PATIENCE_MS = 5000,
 	MAX_BYTES = 1 << 20, /* --accelerate-max-bytes, -messages and -pod-budget */
 	MAX_MESSAGES = 1024,
 	POD_BUDGET = 64 << 20,
@@ -49,6 +48,9 @@ struct ends {
 
 static struct pod pod_a, pod_b;
 static int home_netns; /* that we were started in */
+
+/* What is waited for at most; times SOCKMESH_TEST_PATIENCE. */
+static int patience_ms = 5000;
 static const char *b_ipv4, *b_ipv6;
 static char why[256];
 static char skipped[128]; /* why this machine cannot try the test that returned true */
@@ -145,7 +147,7 @@ static int dial_as(const struct pod *pod, uid_t uid, const union bench_address *
 	bench_no_delay(fd);
 	if (connect(fd, &to->any, bench_address_size(to)) && errno != EINPROGRESS)
 		err(2, "connect");
-	ready(fd, POLLOUT, PATIENCE_MS);
+	ready(fd, POLLOUT, patience_ms);
 	return fd;
 }
 
@@ -153,7 +155,7 @@ static int accept_one(int listener)
 {
 	int fd;
 
-	if (!ready(listener, POLLIN, PATIENCE_MS))
+	if (!ready(listener, POLLIN, patience_ms))
 		return -1;
 	fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	if (fd >= 0)
@@ -227,7 +229,7 @@ static uint64_t by_tcp(int fd)
 /* All that the client has sent by TCP is in the server's queue, and has been announced. */
 static bool has_arrived(const struct ends *e)
 {
-	for (int ms = 0; ms < PATIENCE_MS; ms++) {
+	for (int ms = 0; ms < patience_ms; ms++) {
 		if (long_tcp_info(e->server).bytes_received == by_tcp(e->client))
 			return true;
 		poll(NULL, 0, 1);
@@ -255,7 +257,7 @@ static bool hears(int fd, const char *text)
 	while (got < wanted) {
 		ssize_t n;
 
-		if (!ready(fd, POLLIN, PATIENCE_MS))
+		if (!ready(fd, POLLIN, patience_ms))
 			return false;
 		n = recv(fd, buf + got, wanted - got, 0);
 		if (n <= 0)
@@ -279,7 +281,7 @@ static bool hears_end(int fd)
 {
 	char byte;
 
-	return ready(fd, POLLIN, PATIENCE_MS) && recv(fd, &byte, 1, 0) == 0;
+	return ready(fd, POLLIN, patience_ms) && recv(fd, &byte, 1, 0) == 0;
 }
 
 static bool is_duplex(const struct ends *e)
@@ -389,13 +391,13 @@ static uint64_t counted(uint32_t event)
 
 static bool comes_back_to(const struct accel_usage *before)
 {
-	struct accel_usage u;
+	struct accel_usage u = usage();
 
-	for (int ms = 0; ms < PATIENCE_MS; ms += 20) {
-		u = usage();
+	for (int ms = 0; ms < patience_ms; ms += 20) {
 		if (u.sockets == before->sockets && u.claimed == before->claimed)
 			return true;
 		poll(NULL, 0, 20);
+		u = usage();
 	}
 	FAIL("%lld sockets and %lld bytes are counted too many for ever",
 	     (long long)(u.sockets - before->sockets), (long long)(u.claimed - before->claimed));
@@ -468,7 +470,7 @@ static bool overflow(void)
 			reset(clients[i]), clients[i] = -1;
 	for (int i = 0; i < CLIENTS; i++) {
 		servers[i] = -1;
-		if (ready(inbound, POLLIN, i ? 300 : PATIENCE_MS))
+		if (ready(inbound, POLLIN, i ? 300 : patience_ms))
 			servers[i] = accept_one(inbound);
 	}
 	WANT(!listen(inbound, 4096));
@@ -535,6 +537,8 @@ static bool fast_open(void)
 			continue;
 		}
 		had_data = true;
+		/* What came with the SYN can be accepted before the client has its answer. */
+		WANT(ready(e.client, POLLOUT, patience_ms));
 		WANT(say(e.client, "BBBB") == TCP);
 		WANT(hears(e.server, "AAAABBBB"));
 		WANT(say(e.client, "CCCC") == TCP && hears(e.server, "CCCC"));
@@ -620,7 +624,7 @@ static bool spill_in_order(void)
 		last = by_tcp(e.client) == before ? SHORT : TCP;
 	}
 	WANT(next == 3000 && last == TCP);
-	while (seen < next && ready(e.server, POLLIN, PATIENCE_MS)) {
+	while (seen < next && ready(e.server, POLLIN, patience_ms)) {
 		ssize_t n = recv(e.server, got, sizeof(got), 0);
 
 		WANT(n > 0 && n % (ssize_t)sizeof(got[0]) == 0);
@@ -649,7 +653,7 @@ static bool tuple_reuse(void)
 		WANT(!bind(fd, (struct sockaddr *)&from, sizeof(from)));
 		bench_no_delay(fd);
 		WANT(!connect(fd, &to.any, bench_address_size(&to)) || errno == EINPROGRESS);
-		WANT(ready(fd, POLLOUT, PATIENCE_MS));
+		WANT(ready(fd, POLLOUT, patience_ms));
 		WANT((old[i] = accept_one(inbound)) >= 0);
 		byte = (char)('a' + i);
 		for (int again = 0; again < 3; again++) {
@@ -688,7 +692,7 @@ static bool equal_tuples(void)
 		WANT(!bind(e[i].client, (struct sockaddr *)&from, sizeof(from)));
 		bench_no_delay(e[i].client);
 		connect(e[i].client, &to.any, bench_address_size(&to));
-		WANT(ready(e[i].client, POLLOUT, PATIENCE_MS));
+		WANT(ready(e[i].client, POLLOUT, patience_ms));
 		WANT((e[i].server = accept_one(listeners[i])) >= 0);
 	}
 	for (int i = 0; i < 2; i++)
@@ -799,7 +803,7 @@ static bool half_close(void)
 
 	WANT(say(e.client, "all") == SHORT);
 	WANT(!shutdown(e.client, SHUT_WR));
-	WANT(ready(e.server, POLLIN, PATIENCE_MS));
+	WANT(ready(e.server, POLLIN, patience_ms));
 	WANT(say(e.server, "back") != FAILED && hears(e.client, "back"));
 	{
 		char buf[8];
@@ -821,9 +825,9 @@ static bool reset_after_data(void)
 
 	WANT(say(e.client, "all") == SHORT);
 	reset(e.client);
-	WANT(ready(e.server, POLLIN, PATIENCE_MS));
+	WANT(ready(e.server, POLLIN, patience_ms));
 	WANT(recv(e.server, buf, sizeof(buf), 0) == 3 && !memcmp(buf, "all", 3));
-	WANT(ready(e.server, POLLERR | POLLHUP, PATIENCE_MS));
+	WANT(ready(e.server, POLLERR | POLLHUP, patience_ms));
 	WANT(recv(e.server, buf, sizeof(buf), 0) < 0 && errno == ECONNRESET);
 	close(e.server);
 	return true;
@@ -836,7 +840,7 @@ static bool close_after_send(void)
 
 	WANT(say(e.client, "all") == SHORT);
 	close(e.client);
-	WANT(ready(e.server, POLLIN, PATIENCE_MS));
+	WANT(ready(e.server, POLLIN, patience_ms));
 	WANT(recv(e.server, buf, sizeof(buf), 0) == 3 && !memcmp(buf, "all", 3));
 	WANT(hears_end(e.server));
 	close(e.server);
@@ -850,7 +854,7 @@ static bool close_unread(void)
 
 	WANT(say(e.client, "unread") == SHORT);
 	close(e.server);
-	WANT(ready(e.client, POLLIN, PATIENCE_MS));
+	WANT(ready(e.client, POLLIN, patience_ms));
 	for (int i = 0; i < 10 && send(e.client, "x", 1, MSG_NOSIGNAL) == 1; i++)
 		poll(NULL, 0, 20);
 	errno = 0;
@@ -879,14 +883,14 @@ static bool send_to_gone(void)
 
 	WANT(say(e.client, "all") == SHORT && hears(e.server, "all"));
 	reset(e.server);
-	WANT(ready(e.client, POLLIN, PATIENCE_MS));
+	WANT(ready(e.client, POLLIN, patience_ms));
 	n = send(e.client, "x", 1, MSG_NOSIGNAL);
 	WANT(n < 0 && (errno == EPIPE || errno == ECONNRESET));
 	close(e.client);
 	e = open_ends();
 	WANT(say(e.client, "all") == SHORT && hears(e.server, "all"));
 	close(e.server);
-	WANT(ready(e.client, POLLIN, PATIENCE_MS));
+	WANT(ready(e.client, POLLIN, patience_ms));
 	WANT(send(e.client, "x", 1, MSG_NOSIGNAL) == 1); /* as TCP: the reset comes after it */
 	close(e.client);
 	return true;
@@ -1004,7 +1008,7 @@ static bool mptcp(void)
 
 		e.client = socket_as(&pod_b, PROXY, AF_INET, SOCK_NONBLOCK, protocol);
 		connect(e.client, &to.any, bench_address_size(&to));
-		WANT(ready(e.client, POLLOUT, PATIENCE_MS));
+		WANT(ready(e.client, POLLOUT, patience_ms));
 		WANT((e.server = accept_one(listener)) >= 0);
 		for (int round = 0; round < 3; round++) {
 			WANT(send(e.client, "ping", 4, MSG_NOSIGNAL) == 4 &&
@@ -1039,7 +1043,7 @@ static bool blocking_client(void)
 		close(inbound); /* a listener that nobody accepts from is one all the same */
 		size_t got = 0;
 
-		while (got < 4 << 20 && ready(e.server, POLLIN, PATIENCE_MS)) {
+		while (got < 4 << 20 && ready(e.server, POLLIN, patience_ms)) {
 			ssize_t n = recv(e.server, buf, 4096, 0);
 
 			if (n <= 0)
@@ -1087,6 +1091,15 @@ static bool families(void)
 	return true;
 }
 
+static int accept_one_of(int first, int second)
+{
+	struct pollfd both[] = {{.fd = first, .events = POLLIN}, {.fd = second, .events = POLLIN}};
+
+	if (poll(both, 2, patience_ms) <= 0)
+		return -1;
+	return accept_one(both[1].revents & POLLIN ? second : first);
+}
+
 /* A proxy's next generation listens beside the last one, which then stops; its streams go on. */
 static bool hot_restart(void)
 {
@@ -1101,10 +1114,9 @@ static bool hot_restart(void)
 			inbound = next;
 		}
 		e.client = dial_as(&pod_a, PROXY, &to, SOCK_NONBLOCK);
-		if (!ready(inbound, POLLIN, 20) && !ready(next, POLLIN, PATIENCE_MS))
+		e.server = accept_one_of(inbound, next);
+		if (e.server < 0)
 			FAIL("connection %d does not arrive", i);
-		e.server = accept_one(ready(next, POLLIN, 0) ? next : inbound);
-		WANT(e.server >= 0);
 		snprintf(text, sizeof(text), "number %d", i);
 		WANT(say(e.client, text) != FAILED && hears(e.server, text));
 		WANT(say(e.server, text) != FAILED && hears(e.client, text));
@@ -1212,7 +1224,7 @@ static bool squeeze(struct squeezed *s)
 	int error;
 
 	brake(true);
-	for (int ms = 0; ms < PATIENCE_MS && !long_tcp_info(s->full.server).bytes_received; ms++) {
+	for (int ms = 0; ms < patience_ms && !long_tcp_info(s->full.server).bytes_received; ms++) {
 		flood(s->full.client, 64 << 10, 1 << 20, &all);
 		poll(NULL, 0, 1);
 	}
@@ -1416,7 +1428,7 @@ static bool reset_unread(void)
 	}
 	for (int i = 0; i < CONNECTIONS; i++) {
 		reset(e[i].client);
-		WANT(ready(e[i].server, POLLERR, PATIENCE_MS));
+		WANT(ready(e[i].server, POLLERR, patience_ms));
 	}
 	now = usage();
 	for (int i = 0; i < CONNECTIONS; i++)
@@ -1447,8 +1459,8 @@ static bool half_close_claim(void)
 		WANT(flood(e.server, 64 << 10, MAX_BYTES, &all) > MAX_BYTES / 2);
 		claimed += usage().claimed - before.claimed;
 		close(e.server);
-		WANT(ready(e.client, POLLRDHUP, PATIENCE_MS));
-		for (got = 0; ready(e.client, POLLIN, PATIENCE_MS); got += (uint64_t)n) {
+		WANT(ready(e.client, POLLRDHUP, patience_ms));
+		for (got = 0; ready(e.client, POLLIN, patience_ms); got += (uint64_t)n) {
 			n = recv(e.client, buf, sizeof(buf), 0);
 			if (n <= 0)
 				break;
@@ -1473,11 +1485,11 @@ static bool connect_again(void)
 
 	WANT(say(e.client, "ping") == SHORT && hears(old, "ping"));
 	WANT(say(old, "old") == SHORT);
-	WANT(ready(e.client, POLLIN, PATIENCE_MS));
+	WANT(ready(e.client, POLLIN, patience_ms));
 	WANT(!connect(e.client, &none, sizeof(none)));
 	close(old);
 	WANT(!connect(e.client, &other.any, bench_address_size(&other)) || errno == EINPROGRESS);
-	WANT(ready(e.client, POLLOUT, PATIENCE_MS));
+	WANT(ready(e.client, POLLOUT, patience_ms));
 	WANT((e.server = accept_one(inbound)) >= 0);
 	for (int i = 0; i < 3; i++) {
 		WANT(say(e.client, "question") != FAILED && hears(e.server, "question"));
@@ -1639,7 +1651,7 @@ static bool one_blocking_proxy(void)
 		WANT((e.server = accept_one(outbound)) >= 0);
 		fcntl(e.server, F_SETFL, fcntl(e.server, F_GETFL) & ~O_NONBLOCK);
 		for (int round = 0; round < 3; round++) {
-			WANT(say(e.client, "ping") == TCP && ready(e.server, POLLIN, PATIENCE_MS));
+			WANT(say(e.client, "ping") == TCP && ready(e.server, POLLIN, patience_ms));
 			WANT(say(e.server, "pong") == TCP && hears(e.client, "pong"));
 		}
 		close_ends(&e);
@@ -1754,7 +1766,8 @@ static void pod_open(struct pod *pod, const char *cgroup, const char *netns)
 
 int main(int argc, char **argv)
 {
-	const struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
+	const struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY}, files = {65536, 65536};
+	const char *patience = getenv("SOCKMESH_TEST_PATIENCE");
 	union bench_address to;
 	int failed = 0;
 
@@ -1764,6 +1777,9 @@ int main(int argc, char **argv)
 	signal(SIGCHLD, SIG_IGN);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	setrlimit(RLIMIT_MEMLOCK, &unlimited); /* kernels before 5.11 charge maps to it */
+	setrlimit(RLIMIT_NOFILE, &files);      /* a test that fails leaves its sockets open */
+	if (patience && atoi(patience) > 0)
+		patience_ms *= atoi(patience);
 	home_netns = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 	pod_open(&pod_a, argv[1], argv[2]);
 	pod_open(&pod_b, argv[3], argv[4]);

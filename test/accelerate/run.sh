@@ -92,7 +92,9 @@ wired_pod() { # POD
 	pod_add "$pod" "$(jq -c '. + {"traffic.sidecar.istio.io/excludeOutboundPorts": "8096"}' \
 		<<<"$SIDECAR_ANNOTATION")" >/dev/null
 	# One connection after the other: many ports stay in TIME_WAIT.
-	pod_exec "$pod" sysctl -qw net.ipv4.ip_local_port_range="1024 65000" net.ipv4.tcp_tw_reuse=1
+	# None of them is to be one that a test listens on or binds to.
+	pod_exec "$pod" sysctl -qw net.ipv4.ip_local_port_range="1024 65000" net.ipv4.tcp_tw_reuse=1 \
+		net.ipv4.ip_local_reserved_ports=8080,8090,8096-8099,15001,15006,41000-43000
 	# Softirqs on the last CPU; the programs run on the others.
 	# shellcheck disable=SC2016
 	ip netns exec "$pod" sh -c 'for f in /sys/class/net/*/queues/rx-*/rps_cpus; do

@@ -42,7 +42,7 @@ enum {
 	CLIENT_S = 60, /* for all that a client does; io_uring's connect has no limit of its own */
 	REASON_MAX = 256,
 	PROXY_MARK = 1337, /* of TPROXY's proxy and of ztunnel, 0x539 */
-	PORT_RETRIES = 2,
+	PORT_RETRIES = 6,
 };
 
 /* ---- names of the table ------------------------------------------------------------------------
@@ -133,7 +133,8 @@ struct deviation {
 static struct {
 	const char *file, *pod, *engine, *pod_netns, *world_netns, *guest_netns;
 	const char *cgroup, *kubelet_cgroup, *pod_userns, *only;
-	int settle_ms;
+	int settle_ms; /* this and patience_ms: times SOCKMESH_TEST_PATIENCE */
+	int patience_ms;
 	struct row rows[ROWS_MAX];
 	int n_rows;
 	struct deviation deviations[DEVIATIONS_MAX];
@@ -438,7 +439,7 @@ static int connect_nonblocking(int fd, const union endpoint *to)
 	fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 	if (connect(fd, &to->any, endpoint_size(to)) < 0 && errno != EINPROGRESS)
 		return -errno;
-	if (poll(&wait, 1, PATIENCE_MS) != 1)
+	if (poll(&wait, 1, test.patience_ms) != 1)
 		return -ETIMEDOUT;
 	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0)
 		return -errno;
@@ -573,7 +574,7 @@ static int make_transparent(int fd, const struct attempt *a)
 static void be_the_client(const struct attempt *a, struct outcome *seen)
 {
 	bool silence = !strcmp(expected(a->row, "reached", a->row->reached), "timeout");
-	int ms = silence ? TIMEOUT_MS : PATIENCE_MS;
+	int ms = silence ? TIMEOUT_MS : test.patience_ms;
 	struct timeval patience = {.tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000};
 	int fd, on = 1;
 
@@ -868,8 +869,8 @@ static bool run_form(const struct row *row, char form)
 		}
 		judge(&a, &seen, &j);
 		/*
-		 * Connections that NAT would make the same get another port. It happens to one of
-		 * many, and not again and again.
+		 * Connections that NAT would make the same get another port. The kernel's choice
+		 * ascends for each destination, so where two overlap it can be some in a row.
 		 */
 		if (j.other_port && retries++ < PORT_RETRIES)
 			continue;
@@ -1010,6 +1011,7 @@ static void parse_options(int argc, char **argv)
 		{"--only", &test.only},
 	};
 	const size_t n = sizeof(options) / sizeof(options[0]);
+	const char *patience = getenv("SOCKMESH_TEST_PATIENCE");
 
 	for (int i = 1; i + 1 < argc; i += 2) {
 		size_t o = 0;
@@ -1024,6 +1026,8 @@ static void parse_options(int argc, char **argv)
 			errx(2, "unknown option %s", argv[i]);
 		*options[o].value = argv[i + 1];
 	}
+	test.patience_ms = PATIENCE_MS * (patience && atoi(patience) > 0 ? atoi(patience) : 1);
+	test.settle_ms *= test.patience_ms / PATIENCE_MS;
 	if (!test.file || !test.pod || !test.engine || !test.pod_netns || !test.world_netns)
 		errx(2, "--file, --pod, --engine, --pod-netns and --world-netns are needed");
 }

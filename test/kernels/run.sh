@@ -58,14 +58,15 @@ result() { # STATUS CLAIM
 
 # ---- running -----------------------------------------------------------------------------------
 
+# In the place of the subshell that calls it, which a signal to end then reaches.
 run_case() { # KERNEL CASE
 	if [ "$1" = running ]; then
-		unshare --mount --propagation private timeout --kill-after=15 "$PATIENCE" "$here/inside.sh" "$2"
-		return
+		exec unshare --mount --propagation private timeout --kill-after=15 "$PATIENCE" \
+			"$here/inside.sh" "$2"
 	fi
 	[ "$2" != iptables-legacy ] || export BOOT_APPEND="sockmesh.without=nf_tables"
 	[ "$2" != accelerator ] || export BOOT_CPUS=2 # one for softirqs
-	CONSOLE_LOG=$LOGS/$1-$2.console "$here/boot.sh" "$1" - "$PATIENCE" \
+	CONSOLE_LOG=$LOGS/$1-$2.console exec "$here/boot.sh" "$1" - "$PATIENCE" \
 		<<<"SOCKMESH_TEST_PATIENCE=6 PARTS=$PARTS test/kernels/inside.sh $2"
 }
 
