@@ -515,6 +515,39 @@ test_state_cannot_be_written() {
 	check c1 eth0 t-a
 }
 
+# What a process of the pod that has CAP_NET_ADMIN makes in the place of our table is its own.
+test_release_that_fails() {
+	local opted_out pid
+	namespaces t-a
+	ip -n t-a link set lo up
+	add c1 eth0 t-a
+	mkfifo "$NODE_DIR/nft"
+	ip netns exec t-a nft -i <"$NODE_DIR/nft" >/dev/null 2>&1 &
+	pid=$!
+	exec 7>"$NODE_DIR/nft"
+	rm "$NODE_DIR/nft"
+	echo 'delete table inet sockmesh; add table inet sockmesh { flags owner; }' >&7
+	wait_for 10 is_owned t-a
+	opted_out=$(attachment add c1 eth0 t-a c1 '{"sockmesh.io/redirection":"none"}')
+	refused kernel "not permitted" --netns /run/netns/t-a "$opted_out"
+	check_equal "$(pods)" "c1/eth0:redirect"
+	# Nor does the next agent take it for a pod that is not redirected.
+	crash
+	exec 7>&-
+	wait "$pid"
+	agent_start --mode nftables
+	check_equal "$(pods)" "c1/eth0:redirect"
+	check_equal "$(count orphaned)" 0
+	add c1 eth0 t-a
+	check c1 eth0 t-a
+	ask --netns /run/netns/t-a "$opted_out"
+	check_equal "$(pods)" "c1/eth0:skip"
+}
+
+is_owned() { # NETNS-NAME: the table of ours in it
+	ip netns exec "$1" nft list table inet sockmesh | grep -q owner
+}
+
 test_user_namespaces() {
 	local helper
 	# Owned by user namespaces: one maps the proxy's id, one does not.
@@ -1200,6 +1233,8 @@ test_agent "gc removes what is not listed and what has ended" test_gc
 test_agent "gc of one network leaves the others' attachments" test_gc_of_one_network
 test_agent "--max-pods refuses one more, and skipped pods do not count" test_max_pods --max-pods 2
 test_agent "an add whose state cannot be saved is undone" test_state_cannot_be_written
+test_agent "a pod that cannot be let go stays redirected, for the next agent too" \
+	test_release_that_fails --mode nftables
 test_agent "ids are those of the pod's user namespace" test_user_namespaces
 test_agent "status, pod, explain and probe answer" test_questions
 test_agent "probe says by what kubelet is known" test_kubelet_is_told \
