@@ -476,6 +476,25 @@ test_gc() {
 	refused bad-request "valid" '{"op":"gc"}'
 }
 
+# The kernel knows a namespace by a number, and gives it to another one when the first has ended.
+test_namespace_number_is_used_again() {
+	local number=$((1 << 30 | $$))
+	namespaces t-a t-b
+	ip netns set t-a "$number"
+	add c1 eth0 t-a
+	test/agent/deafen.py "$NODE_AGENT_PID"
+	ip netns delete t-a
+	wait_for 10 ip netns set t-b "$number"
+	check_equal "$(pods)" "c1/eth0:redirect" "of whose end nobody has told"
+	add c2 eth0 t-b
+	wait_for 5 pods_are "c2/eth0:redirect"
+	check c2 eth0 t-b
+}
+
+pods_are() { # PODS
+	[ "$(pods)" = "$1" ]
+}
+
 test_gc_of_one_network() {
 	namespaces t-a t-b
 	NETWORK=cluster add c1 eth0 t-a
@@ -1230,6 +1249,8 @@ test_agent "add is idempotent, and follows a namespace or an annotation that cha
 test_agent "a late del of an old sandbox leaves the new one alone" test_late_del
 test_agent "the redirection ends with the last interface of a pod" test_two_interfaces
 test_agent "gc removes what is not listed and what has ended" test_gc
+test_agent "a pod ends whose namespace's end was not told, when another has its number" \
+	test_namespace_number_is_used_again --reconcile-seconds 3600
 test_agent "gc of one network leaves the others' attachments" test_gc_of_one_network
 test_agent "--max-pods refuses one more, and skipped pods do not count" test_max_pods --max-pods 2
 test_agent "an add whose state cannot be saved is undone" test_state_cannot_be_written
