@@ -389,6 +389,17 @@ test_lost_path() {
 	end_pod lost
 }
 
+agent_wakes() { # how often it has until now
+	sed -n 's/^voluntary_ctxt_switches:\t//p' "/proc/$(cat "$NODE_DIR/agent.pid")/status"
+}
+
+agent_rests() { # SECONDS: it has nothing to do for so long
+	local before
+	before=$(agent_wakes)
+	pause "$1"
+	[ "$(agent_wakes)" = "$before" ]
+}
+
 # Of a pod that was found nobody announces the end.
 test_found_pod_ends() {
 	local before
@@ -400,6 +411,8 @@ test_found_pod_ends() {
 	cluster_pod_delete demo brief
 	wait_for 10 status_is .enrolment.ztunnel.pods $((before - 1))
 	mode_is brief ambient
+	# It looks again, and later each time: the first few times it would not wait for so long.
+	wait_for 30 agent_rests 1.5
 	pod_delete brief
 	wait_for 5 mode_is brief none
 	unset "UID_OF[brief]"
