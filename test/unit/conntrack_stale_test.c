@@ -8,6 +8,7 @@
 #include "test.h"
 
 #include <arpa/inet.h>
+#include <cap-ng.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdint.h>
@@ -194,6 +195,41 @@ TEST(what_passes_through_the_pod_is_left_alone)
 	CHECK_EQ(in(netns, take_away), 0);
 	CHECK_EQ(conntrack_forget_ended(netns, &n, &err), 0);
 	CHECK_EQ(n, 1);
+	return TEST_OK;
+}
+
+/* Who lists connections needs this right; who only reads how many there are does not. */
+static int list_rights(capng_act_t act)
+{
+	capng_get_caps_process();
+	capng_update(act, CAPNG_EFFECTIVE, CAP_NET_ADMIN);
+	return capng_apply(CAPNG_SELECT_CAPS);
+}
+
+/* For each list the kernel walks over the connections of the whole node. */
+TEST(the_connections_of_a_namespace_that_has_none_are_not_listed)
+{
+	struct connection one = {"10.9.9.1", "10.9.9.2", 7100, 0, 0, 0};
+	scoped_fd int netns = -1;
+	struct error err = {0};
+	size_t n = 99;
+	int without, with;
+
+	if (netns_new(&netns, &err))
+		return TEST_SKIP;
+	CHECK_EQ(in(netns, setup), 0);
+	CHECK_EQ(in(netns, track), 0);
+	CHECK_EQ(list_rights(CAPNG_DROP), 0);
+	without = conntrack_forget_ended(netns, &n, &err);
+	CHECK_EQ(list_rights(CAPNG_ADD), 0);
+	CHECK_EQ(without, 0);
+	CHECK_EQ(n, 0);
+	CHECK_EQ(open_in(netns, &one), 0);
+	CHECK_EQ(list_rights(CAPNG_DROP), 0);
+	with = conntrack_forget_ended(netns, &n, &err);
+	CHECK_EQ(list_rights(CAPNG_ADD), 0);
+	CHECK_EQ(with, -EPERM);
+	end(&one);
 	return TEST_OK;
 }
 
