@@ -964,42 +964,56 @@ int iptables_text_compare(const struct iptables_set *kernel, const struct iptabl
 
 /* ---- draining without a plan ---------------------------------------------------------------- */
 
+static bool has_jump(const struct iptables_chain *chain, const char *from)
+{
+	for (size_t i = 0; i < chain->n_jumps; i++)
+		if (same_rule(chain->jumps[i], from))
+			return true;
+	return false;
+}
+
+/* Among its first n. */
+static bool has_rule(const struct iptables_chain *chain, size_t n, const char *spec)
+{
+	for (size_t i = 0; i < n; i++)
+		if (same_rule(chain->rules[i].spec, spec))
+			return true;
+	return false;
+}
+
+/* The marks of ambient come back in the form of the stage. */
+static bool ends_with_capture(const char *spec)
+{
+	return strstr(spec, "-j TPROXY ") || strstr(spec, "-j CONNMARK --set-xmark ");
+}
+
+/* What is not there yet. */
 static bool copy_chain(const struct iptables_chain *from, struct iptables_set *set, bool rules)
 {
 	struct iptables_chain *to = add_chain(set, from->table, from->name);
+	size_t n = to ? to->n_rules : 0;
 
 	for (size_t i = 0; to && i < from->n_jumps; i++)
-		if (!add_jump(to, from->jumps[i]))
+		if (!has_jump(to, from->jumps[i]) && !add_jump(to, from->jumps[i]))
 			return false;
 	for (size_t i = 0; to && rules && i < from->n_rules; i++)
-		if (!strstr(from->rules[i].spec, "-j TPROXY ") &&
-		    !strstr(from->rules[i].spec, "-j CONNMARK --set-xmark ") &&
-		    !add_rule(to, from->rules[i].spec, 0))
+		if (!ends_with_capture(from->rules[i].spec) &&
+		    !has_rule(to, n, from->rules[i].spec) && !add_rule(to, from->rules[i].spec, 0))
 			return false;
 	return to;
 }
 
-int iptables_text_drain(const struct iptables_set *captured, struct iptables_set *ret,
-			struct error *err)
+int iptables_text_drain(const struct iptables_set *captured, const struct nf_rules *drain,
+			struct iptables_form form, struct iptables_set *ret, struct error *err)
 {
-	static const struct nf_rule hold = {
-		.chain = NF_NAT_OUTPUT,
-		.comment = "keep-translating",
-		.matches = {{.type = NF_MATCH_PROTOCOL, .value = IPPROTO_TCP},
-			    {.type = NF_MATCH_NEVER}},
-		.n_matches = 2,
-		.verdict = NF_REDIRECT,
-		.value = 1,
-	};
-	struct nf_rules rules = {.rules = (struct nf_rule *)&hold, .n = 1};
 	struct iptables_set set = {0};
-	int r = iptables_text_render(&rules, (struct iptables_form){0}, &set, err);
+	int r = iptables_text_render(drain, form, &set, err);
 
 	for (size_t i = 0; !r && i < captured->n; i++) {
 		const struct iptables_chain *chain = &captured->chains[i];
 		bool nat = !strcmp(chain->table, "nat");
 
-		if (find_in_table(&set, chain->table, chain->name) || (nat && chain->n_rules))
+		if (nat && (chain->n_rules || find_in_table(&set, chain->table, chain->name)))
 			continue;
 		if (!copy_chain(chain, &set, !nat))
 			r = no_memory(err);

@@ -76,10 +76,11 @@ int iptables_text_compare(const struct iptables_set *kernel, const struct iptabl
 
 /*
  * What is left of captured connections when it is not known what captured them: nothing new is
- * redirected, one rule that never matches keeps the nat hooks, the rest stays.
+ * redirected and marked but by `drain`, which are the rules of that stage for what is known; what
+ * else there is outside of nat stays.
  */
-int iptables_text_drain(const struct iptables_set *captured, struct iptables_set *ret,
-			struct error *err);
+int iptables_text_drain(const struct iptables_set *captured, const struct nf_rules *drain,
+			struct iptables_form form, struct iptables_set *ret, struct error *err);
 
 /* Packets of all rules with this comment. */
 uint64_t iptables_set_packets(const struct iptables_set *set, const char *comment);

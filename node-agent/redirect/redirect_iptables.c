@@ -572,22 +572,39 @@ static int iptables_remove(void *state, uint64_t cookie, int netns_fd, struct er
 
 /* ---- draining ------------------------------------------------------------------------------- */
 
+/* Of a plan that is not known any more all that matters here is whether it was ztunnel's. */
+static int render_drain_unknown(const struct iptables *ipt, enum nf_stage stage,
+				const struct families *now, struct families *ret, struct error *err)
+{
+	const struct redirect_plan nothing = {.ambient = families_have(now, MARK_AMBIENT),
+					      .capture_ipv6 = true};
+	struct iptables_form form = {.comments = ipt->comments};
+	struct nf_rules rules = {0};
+	int r = netfilter_rules_build(&nothing, stage, &rules, err);
+
+	if (!r)
+		r = iptables_text_drain(&now->of[0], &rules, form, &ret->of[0], err);
+	form.ipv6 = true;
+	if (!r && now->of[1].n)
+		r = iptables_text_drain(&now->of[1], &rules, form, &ret->of[1], err);
+	netfilter_rules_done(&rules);
+	return r;
+}
+
 static int render_drain(const struct iptables *ipt, const struct redirect_pod *pod,
 			const struct families *now, struct families *ret, struct error *err)
 {
+	enum nf_stage stage = pod->leaves ? NF_DRAIN_LEAVING : NF_DRAIN;
 	struct nf_rules rules = {0};
 	int r;
 
 	if (pod->pod_plan) {
-		r = netfilter_rules_build(pod->pod_plan, pod->leaves ? NF_DRAIN_LEAVING : NF_DRAIN,
-					  &rules, err);
+		r = netfilter_rules_build(pod->pod_plan, stage, &rules, err);
 		if (!r)
 			r = render(ipt, &rules, ret, err);
 		netfilter_rules_done(&rules);
 	} else {
-		r = iptables_text_drain(&now->of[0], &ret->of[0], err);
-		if (!r && now->of[1].n)
-			r = iptables_text_drain(&now->of[1], &ret->of[1], err);
+		r = render_drain_unknown(ipt, stage, now, ret, err);
 	}
 	if (!r)
 		r = iptables_set_add_mark(&ret->of[0], MARK_DRAINING, err);

@@ -16,6 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	scoped_free char *text = calloc(1, size + 1);
 	struct iptables_set set = {0}, drained = {0}, none = {0};
+	const struct nf_rules nothing = {0};
 	char *change = NULL, *gone = NULL;
 	struct error err = {0};
 
@@ -29,7 +30,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			abort();
 		if (iptables_text_change(&set, &none, IPTABLES_NAT_FIRST, &gone, &err))
 			abort();
-		iptables_text_drain(&set, &drained, &err);
+		iptables_text_drain(&set, &nothing, (struct iptables_form){0}, &drained, &err);
 		iptables_set_packets(&set, "established");
 	}
 	free(change);

@@ -2,6 +2,7 @@
 #include "iptables_text.h"
 
 #include "error.h"
+#include "redirect_plan.h"
 #include "scoped.h"
 #include "test.h"
 
@@ -499,6 +500,21 @@ TEST(a_chain_of_ours_in_another_table_goes)
 	return TEST_OK;
 }
 
+/* Of a pod of whose plan is known only whether it was ambient. */
+static int drain(const struct iptables_set *before, bool ambient, enum nf_stage stage,
+		 struct iptables_set *ret)
+{
+	const struct redirect_plan nothing = {.ambient = ambient, .capture_ipv6 = true};
+	struct nf_rules rules = {0};
+	struct error err = {0};
+	int r = netfilter_rules_build(&nothing, stage, &rules, &err);
+
+	if (!r)
+		r = iptables_text_drain(before, &rules, (struct iptables_form){0}, ret, &err);
+	netfilter_rules_done(&rules);
+	return r;
+}
+
 TEST(draining_without_a_plan_captures_nothing_and_keeps_marks)
 {
 	struct iptables_set before = {0}, after = {0};
@@ -514,7 +530,7 @@ TEST(draining_without_a_plan_captures_nothing_and_keeps_marks)
 				   "-A OUTPUT -j SOCKMESH_NAT_OUTPUT\n"
 				   "-A SOCKMESH_NAT_OUTPUT -j REDIRECT --to-ports 1\n",
 				   &before, &err));
-	CHECK(!iptables_text_drain(&before, &after, &err));
+	CHECK(!drain(&before, false, NF_DRAIN, &after));
 	chain = iptables_set_find(&after, "SOCKMESH_MANGLE_TPROXY");
 	CHECK(chain && chain->n_rules == 1 && chain->n_jumps == 1);
 	CHECK(!iptables_set_find(&after, "SOCKMESH_NAT_PREROUTING"));
@@ -524,5 +540,36 @@ TEST(draining_without_a_plan_captures_nothing_and_keeps_marks)
 	CHECK_HAS(chain->rules[0].spec, "--mark 0x1 -m mark ! --mark 0x1 -j REDIRECT");
 	iptables_set_done(&before);
 	iptables_set_done(&after);
+	return TEST_OK;
+}
+
+/* The pod may leave while ztunnel does not know it yet. */
+TEST(draining_without_a_plan_marks_what_ztunnel_opens_in_a_pod_that_leaves)
+{
+	struct iptables_set before = {0}, moved = {0}, left = {0};
+	struct error err = {0};
+	const struct iptables_chain *chain;
+
+	CHECK(!iptables_text_parse("*mangle\n-A PREROUTING -j SOCKMESH_MANGLE_PREROUTING\n"
+				   "-A OUTPUT -j SOCKMESH_MANGLE_OUTPUT\n"
+				   "-A SOCKMESH_MANGLE_PREROUTING -m mark --mark 0x539/0xfff "
+				   "-j CONNMARK --set-xmark 0x111/0xfff\n"
+				   "-A SOCKMESH_MANGLE_OUTPUT -m connmark --mark 0x111/0xfff "
+				   "-j MARK --set-xmark 0x111/0xfff\n"
+				   "-A SOCKMESH_MANGLE_OUTPUT -p udp -j RETURN\n",
+				   &before, &err));
+	CHECK(!drain(&before, true, NF_DRAIN, &moved));
+	chain = iptables_set_find(&moved, "SOCKMESH_MANGLE_PREROUTING");
+	CHECK(chain && chain->n_rules == 0 && chain->n_jumps == 1);
+	CHECK(!drain(&before, true, NF_DRAIN_LEAVING, &left));
+	chain = iptables_set_find(&left, "SOCKMESH_MANGLE_PREROUTING");
+	CHECK(chain && chain->n_rules == 1 && chain->n_jumps == 1);
+	CHECK_HAS(chain->rules[0].spec, "--ctdir ORIGINAL");
+	CHECK_HAS(chain->rules[0].spec, "-j CONNMARK --set-xmark 0x111/0xfff");
+	chain = iptables_set_find(&left, "SOCKMESH_MANGLE_OUTPUT");
+	CHECK(chain && chain->n_rules == 2 && chain->n_jumps == 1);
+	iptables_set_done(&before);
+	iptables_set_done(&moved);
+	iptables_set_done(&left);
 	return TEST_OK;
 }
