@@ -490,6 +490,7 @@ test_excluded_by_a_restart() {
 		goes_direct one
 		check_equal "$(reached_from_node "${POD_IP4[one]}:8080")" server "from outside"
 		wait_for 10 annotation_is one "$REDIRECTION" ""
+		check_has "$(reached_for_client one "${POD_IP4[one]}:8080" 2>&1)" "label=server" "ztunnel, which has it yet"
 		wait_for 10 status_is .enrolment.ztunnel.pods 0
 		label_pod one "$NOT_AMBIENT"
 	done
