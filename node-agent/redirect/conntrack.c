@@ -13,6 +13,24 @@
 #include <linux/netlink.h>
 #include <sys/socket.h>
 
+int conntrack_list(mnl_cb_t fn, void (*reset)(void *arg), void *arg, struct error *err)
+{
+	struct netlink_request request;
+	struct nfgenmsg *nfgen;
+	const struct nlmsghdr *nlh =
+		netlink_request_start(&request, (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_GET,
+				      NLM_F_DUMP, sizeof(*nfgen), &nfgen);
+	int r;
+
+	nfgen->nfgen_family = AF_UNSPEC; /* both; and without CTA_ZONE, every zone */
+	nfgen->version = NFNETLINK_V0;
+	r = netlink_dump(NETLINK_NETFILTER, nlh, fn, reset, arg);
+	/* Without nfnetlink the kernel has no such socket, without ctnetlink no such subsystem. */
+	if (r == -EPROTONOSUPPORT || r == -EINVAL || r == -EOPNOTSUPP)
+		return error_set(err, EOPNOTSUPP, "the kernel cannot list connections (ctnetlink)");
+	return r ? error_set(err, -r, "list the pod's tracked connections") : 0;
+}
+
 struct count {
 	uint32_t mark, mask;
 	size_t n;
@@ -55,21 +73,7 @@ static int count_entry(const struct nlmsghdr *nlh, void *arg)
 
 static int count_inside(void *arg, struct error *err)
 {
-	struct netlink_request request;
-	struct nfgenmsg *nfgen;
-	const struct nlmsghdr *nlh =
-		netlink_request_start(&request, (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_GET,
-				      NLM_F_DUMP, sizeof(*nfgen), &nfgen);
-	int r;
-
-	nfgen->nfgen_family = AF_UNSPEC; /* both; and without CTA_ZONE, every zone */
-	nfgen->version = NFNETLINK_V0;
-	r = netlink_dump(NETLINK_NETFILTER, nlh, count_entry, start_again, arg);
-	/* A kernel without nfnetlink has no such socket; one without ctnetlink no such subsystem.
-	 */
-	if (r == -EPROTONOSUPPORT || r == -EINVAL || r == -EOPNOTSUPP)
-		return error_set(err, EOPNOTSUPP, "the kernel cannot list connections (ctnetlink)");
-	return r ? error_set(err, -r, "list the pod's tracked connections") : 0;
+	return conntrack_list(count_entry, start_again, arg, err);
 }
 
 int conntrack_count_captured(int netns_fd, uint32_t mark, uint32_t mask, size_t *ret,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "conntrack_stale.h"
 
+#include "conntrack.h"
 #include "error.h"
 #include "ip_address.h"
 #include "netlink.h"
@@ -204,23 +205,6 @@ static void forget_entries(void *arg)
 	((struct search *)arg)->n_entries = 0;
 }
 
-static int list_entries(struct search *s, struct error *err)
-{
-	struct netlink_request request;
-	struct nfgenmsg *nfgen;
-	const struct nlmsghdr *nlh =
-		netlink_request_start(&request, (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_GET,
-				      NLM_F_DUMP, sizeof(*nfgen), &nfgen);
-	int r;
-
-	nfgen->nfgen_family = AF_UNSPEC;
-	nfgen->version = NFNETLINK_V0;
-	r = netlink_dump(NETLINK_NETFILTER, nlh, see_entry, forget_entries, s);
-	if (r == -EPROTONOSUPPORT || r == -EINVAL || r == -EOPNOTSUPP)
-		return error_set(err, EOPNOTSUPP, "the kernel cannot list connections (ctnetlink)");
-	return r ? error_set(err, -r, "list the pod's tracked connections") : 0;
-}
-
 /*
  * Of this namespace. The kernel would list its entries by a walk over those of the whole node,
  * which takes long where these are many; and a new pod has none.
@@ -364,7 +348,7 @@ static int forget_inside(void *arg, struct error *err)
 static int list_inside(void *arg, struct error *err)
 {
 	struct search *s = arg;
-	int r = has_no_entries() ? 0 : list_entries(s, err);
+	int r = has_no_entries() ? 0 : conntrack_list(see_entry, forget_entries, s, err);
 
 	if (!r && s->n_entries)
 		r = list_sockets(s, err);
