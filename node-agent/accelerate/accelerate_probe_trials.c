@@ -91,7 +91,15 @@ static const char *ending(const struct probe_pair *pair, enum probe_side side)
 	return errno == ECONNRESET ? "a reset" : errno == EAGAIN ? "nothing" : strerror(errno);
 }
 
-static int try_eof(struct probe_bench *bench, struct error *err)
+/* A way to close one end, and how the other one should hear of it. */
+struct closing {
+	enum accelerate_test test;
+	enum probe_close how;
+	short event; /* of poll() */
+	const char *name, *ending;
+};
+
+static int try_closing(struct probe_bench *bench, const struct closing *closing, struct error *err)
 {
 	scoped_pair struct probe_pair pair;
 	const char *end;
@@ -101,16 +109,33 @@ static int try_eof(struct probe_bench *bench, struct error *err)
 	if (!r)
 		r = probe_say(&pair, CONNECTED, THE_SHORT_WAY, "12345", err);
 	if (!r)
-		r = probe_close(&pair, CONNECTED, CLOSE_ORDERLY, err);
+		r = probe_close(&pair, CONNECTED, closing->how, err);
 	if (!r)
-		r = probe_await(&pair, ACCEPTED, POLLRDHUP, err);
+		r = probe_await(&pair, ACCEPTED, closing->event, err);
 	if (!r)
 		r = probe_hear(&pair, ACCEPTED, 5, heard, err);
 	if (r)
 		return r;
 	end = ending(&pair, ACCEPTED);
-	return probe_tell(bench, TEST_EOF, !strcmp(heard, "12345") && !strcmp(end, "end of file"),
-			  "12345, then close: read %s, then %s", or_nothing(heard), end);
+	return probe_tell(
+		bench, closing->test, !strcmp(heard, "12345") && !strcmp(end, closing->ending),
+		"12345, then %s: read %s, then %s", closing->name, or_nothing(heard), end);
+}
+
+static int try_eof(struct probe_bench *bench, struct error *err)
+{
+	static const struct closing orderly = {TEST_EOF, CLOSE_ORDERLY, POLLRDHUP, "close",
+					       "end of file"};
+
+	return try_closing(bench, &orderly, err);
+}
+
+static int try_rst(struct probe_bench *bench, struct error *err)
+{
+	static const struct closing reset = {TEST_RST, CLOSE_BY_RESET, POLLHUP, "a reset",
+					     "a reset"};
+
+	return try_closing(bench, &reset, err);
 }
 
 static int try_half_close(struct probe_bench *bench, struct error *err)
@@ -141,28 +166,6 @@ static int try_half_close(struct probe_bench *bench, struct error *err)
 				  !strcmp(answer, "678"),
 			  "12345, then shutdown: read %s, then %s; 678 back: read %s",
 			  or_nothing(heard), end, or_nothing(answer));
-}
-
-static int try_rst(struct probe_bench *bench, struct error *err)
-{
-	scoped_pair struct probe_pair pair;
-	const char *end;
-	char heard[PROBE_TEXT_MAX + 1];
-	int r = probe_pair_open(&pair, bench, err);
-
-	if (!r)
-		r = probe_say(&pair, CONNECTED, THE_SHORT_WAY, "12345", err);
-	if (!r)
-		r = probe_close(&pair, CONNECTED, CLOSE_BY_RESET, err);
-	if (!r)
-		r = probe_await(&pair, ACCEPTED, POLLHUP, err);
-	if (!r)
-		r = probe_hear(&pair, ACCEPTED, 5, heard, err);
-	if (r)
-		return r;
-	end = ending(&pair, ACCEPTED);
-	return probe_tell(bench, TEST_RST, !strcmp(heard, "12345") && !strcmp(end, "a reset"),
-			  "12345, then a reset: read %s, then %s", or_nothing(heard), end);
 }
 
 /* ---- what the kernel keeps of it ------------------------------------------------------------ */
