@@ -302,7 +302,11 @@ static bool is_on_cgroup(const struct bpf_program *prog)
 	       type == BPF_PROG_TYPE_CGROUP_SOCK;
 }
 
-static int attach_to_cgroup(struct accelerate *a, struct error *err)
+typedef int (*link_fn)(const struct accelerate *a, const struct bpf_program *prog, const char *path,
+		       uint64_t cgroup_ino, struct error *err);
+
+/* For each program that belongs on the pods' cgroup, until one fails; path is its link's pin. */
+static int each_link(const struct accelerate *a, link_fn fn, struct error *err)
 {
 	struct bpf_program *prog;
 	struct stat st;
@@ -316,11 +320,17 @@ static int attach_to_cgroup(struct accelerate *a, struct error *err)
 		if (!is_on_cgroup(prog) || !bpf_program__autoload(prog))
 			continue;
 		own_path(a, "links", bpf_program__name(prog), path);
-		r = ebpf_pins_attach(path, prog, a->cgroup_fd, st.st_ino, err);
+		r = fn(a, prog, path, st.st_ino, err);
 		if (r)
 			return r;
 	}
 	return 0;
+}
+
+static int attach_link(const struct accelerate *a, const struct bpf_program *prog, const char *path,
+		       uint64_t cgroup_ino, struct error *err)
+{
+	return ebpf_pins_attach(path, prog, a->cgroup_fd, cgroup_ino, err);
 }
 
 static int attach_verdict(const struct accelerate *a, struct error *err)
@@ -339,7 +349,7 @@ static int attach(struct accelerate *a, struct error *err)
 {
 	int r = attach_verdict(a, err);
 
-	return r ? r : attach_to_cgroup(a, err);
+	return r ? r : each_link(a, attach_link, err);
 }
 
 int accelerate_pins_brake(struct accelerate *a, bool stopped, struct error *err)
@@ -377,25 +387,12 @@ int accelerate_pins_load(struct accelerate *a, struct error *err)
 	return r ? r : accelerate_pins_brake(a, false, err);
 }
 
-static int check_links(const struct accelerate *a, struct error *ret_why)
+static int check_link(const struct accelerate *a, const struct bpf_program *prog, const char *path,
+		      uint64_t cgroup_ino, struct error *ret_why)
 {
-	struct bpf_program *prog;
-	struct stat st;
-
-	if (fstat(a->cgroup_fd, &st) < 0)
-		return error_set(ret_why, errno, "stat the pods' cgroup");
-	bpf_object__for_each_program (prog, a->skel->obj) {
-		char path[ACCELERATE_PATH_MAX];
-		int r;
-
-		if (!is_on_cgroup(prog) || !bpf_program__autoload(prog))
-			continue;
-		own_path(a, "links", bpf_program__name(prog), path);
-		r = ebpf_pins_check(path, st.st_ino, NULL, ret_why);
-		if (r)
-			return r;
-	}
-	return 0;
+	(void)a;
+	(void)prog;
+	return ebpf_pins_check(path, cgroup_ino, NULL, ret_why);
 }
 
 /*
@@ -446,7 +443,7 @@ static int check_brake(const struct accelerate *a, struct error *ret_why)
 int accelerate_pins_heal(struct accelerate *a, struct error *err)
 {
 	struct error why = {0};
-	int r = check_links(a, &why);
+	int r = each_link(a, check_link, &why);
 
 	/* What ended meanwhile was not seen to end. */
 	if (r)
