@@ -201,18 +201,6 @@ by_node_again() { # NAME
 
 # ---- whose record it is ------------------------------------------------------------------------------------
 
-# Until the table "deaf" is deleted no SYN reaches the proxy.
-deafen_node_proxy() { # NAME
-	inside "$1-p" nft -f - <<-'EOF'
-		table ip deaf {
-			chain in {
-				type filter hook input priority 0
-				tcp dport 15001 tcp flags & syn == syn drop
-			}
-		}
-	EOF
-}
-
 # One captured connection from a known port, on its way; the answer follows.
 SLOW='
 import os, socket, sys
@@ -221,18 +209,27 @@ s = socket.create_connection(("10.99.0.1", 80), timeout=20, source_address=("10.
 print(s.makefile().readline().strip())
 '
 
+# A pod with SLOW's connection, of which the proxy hears once `deaf` is deleted.
+slow_up() { # NAME
+	node_fresh "$1" || return
+	plain_node_proxy "$1"
+	deafen "$1-p"
+	as_pod "$1" 1000 1000 python3 -c "$SLOW" >"$work/slow-$1" 2>"$work/slow-pid-$1" &
+	pending[$1]=$!
+	wait_for 5 noted_handovers "$1" 1
+	result $? "$1: a connection waits for the proxy"
+}
+
+noted_handovers() { # AGENT COUNT
+	[ "$(map_entries "$1" handovers)" = "$2" ]
+}
+
 # A namespace with the addresses of both ends makes a connection of the same four numbers: it is told
 # nothing, and takes nothing from the one that is meant.
 scenario_node_proxy_theft() {
-	local name=node-proxy-theft thief=node-proxy-theft-g pid
+	local name=node-proxy-theft thief=node-proxy-theft-g
 	only_for ebpf || return
-	node_fresh $name || return
-	plain_node_proxy $name
-	deafen_node_proxy $name
-	as_pod $name 1000 1000 python3 -c "$SLOW" >"$work/slow-$name" 2>"$work/slow-pid-$name" &
-	pid=$!
-	wait_for 5 noted_handovers $name 1
-	result $? "$name: a connection waits for the proxy"
+	slow_up $name || return
 	ip netns add $thief
 	ip -n $thief -batch - <<-BATCH
 		link set lo up
@@ -246,30 +243,20 @@ scenario_node_proxy_theft() {
 		--source 10.244.0.5:24000 "$NODE_PROXY4:15001"
 	expect "$name: the record is still there" 1 map_entries $name handovers
 	inside $name-p nft delete table ip deaf
-	ended $pid 20
+	ended "${pending[$name]}" 20
 	expect "$name: for the connection that is meant" "label=outbound odst4=16:$EXT4:80" cat "$work/slow-$name"
 	stop_servers $name.thief
 	expect_no_own_handover_left $name
 	pod_down $name
 }
 
-noted_handovers() { # AGENT COUNT
-	[ "$(map_entries "$1" handovers)" = "$2" ]
-}
-
 # The next connection with the same four numbers is another one.
 scenario_node_proxy_reuse() {
-	local name=node-proxy-reuse pid
+	local name=node-proxy-reuse
 	only_for ebpf || return
-	node_fresh $name || return
-	plain_node_proxy $name
-	deafen_node_proxy $name
-	as_pod $name 1000 1000 python3 -c "$SLOW" >"$work/slow-$name" 2>"$work/slow-pid-$name" &
-	pid=$!
-	wait_for 5 noted_handovers $name 1
-	result $? "$name: a connection waits for the proxy"
+	slow_up $name || return
 	kill -9 "$(head -n 1 "$work/slow-pid-$name")"
-	ended $pid 10
+	ended "${pending[$name]}" 10
 	wait_for 5 noted_handovers $name 0
 	result $? "$name: and takes its record along when it is killed"
 	inside $name-p nft delete table ip deaf
@@ -315,7 +302,7 @@ scenario_node_proxy_limits() {
 	only_for ebpf || return
 	node_fresh $name --max-handovers-per-pod 8 --max-handovers 12 || return
 	plain_node_proxy $name
-	deafen_node_proxy $name
+	deafen $name-p
 	pending_up $name 10
 	expect "$name: a pod's share is 8 places" "EINPROGRESS=8 EPERM=2" cat "$work/pending-$name"
 	expect "$name: refusals are counted" '"handover-pod-limit":2' pod_events $name

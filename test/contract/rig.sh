@@ -244,27 +244,33 @@ pod_up() { # NAME [AGENT [SHIFT]]
 	BATCH
 }
 
-# Namespace NAME-g is behind the pod's interface k0, as a virtual machine's is in a KubeVirt pod.
-guest_up() { # NAME
-	ip netns add "$1-g"
+# A new namespace BEHIND, whose way to all else is a link to NETNS. On the link NETNS has PREFIX4.1 and
+# PREFIX6::1, and with the mode none no link-local address; BEHIND has those that end in 2.
+behind_up() { # NETNS DEVICE BEHIND DEVICE PREFIX4 PREFIX6 [ADDRGENMODE]
+	ip netns add "$3"
 	inside "$1" sh -c 'cd /proc/sys/net && echo 1 >ipv4/ip_forward &&
 		echo 1 >ipv6/conf/all/forwarding'
-	inside "$1-g" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
+	inside "$3" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
 	ip -n "$1" -batch - <<-BATCH
-		link add k0 type veth peer name g0 netns $1-g
-		link set k0 addrgenmode none
-		link set k0 up
-		address add 10.250.0.1/24 dev k0
-		address add fd00:250::1/64 dev k0 nodad
+		link add $2 type veth peer name $4 netns $3
+		link set $2 addrgenmode ${7:-eui64}
+		link set $2 up
+		address add $5.1/24 dev $2
+		address add $6::1/64 dev $2 nodad
 	BATCH
-	ip -n "$1-g" -batch - <<-BATCH
+	ip -n "$3" -batch - <<-BATCH
 		link set lo up
-		link set g0 up
-		address add 10.250.0.2/24 dev g0
-		address add fd00:250::2/64 dev g0 nodad
-		route add default via 10.250.0.1
-		route add default via fd00:250::1
+		link set $4 up
+		address add $5.2/24 dev $4
+		address add $6::2/64 dev $4 nodad
+		route add default via $5.1
+		route add default via $6::1
 	BATCH
+}
+
+# Namespace NAME-g is behind the pod's interface k0, as a virtual machine's is in a KubeVirt pod.
+guest_up() { # NAME
+	behind_up "$1" k0 "$1-g" g0 10.250.0 fd00:250 none
 	ip -n "$1-w" -batch - <<-BATCH
 		route add 10.250.0.0/24 via 10.244.0.5
 		route add fd00:250::/64 via fd00:10::5
@@ -277,26 +283,7 @@ NODE_PROXY_OPTIONS=(--ztunnel node --ztunnel-address 10.245.0.2,fd00:45::2)
 
 # Namespace NAME-p is that of the node's own proxy; the world routes between it and the pod.
 node_proxy_up() { # NAME
-	ip netns add "$1-p"
-	in_world "$1" sh -c 'cd /proc/sys/net && echo 1 >ipv4/ip_forward &&
-		echo 1 >ipv6/conf/all/forwarding'
-	inside "$1-p" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
-	ip -n "$1-p" -batch - <<-BATCH
-		link set lo up
-		link add eth0 type veth peer name p0 netns $1-w
-		link set eth0 up
-	BATCH
-	ip -n "$1-w" -batch - <<-BATCH
-		link set p0 up
-		address add 10.245.0.1/24 dev p0
-		address add fd00:45::1/64 dev p0 nodad
-	BATCH
-	ip -n "$1-p" -batch - <<-BATCH
-		address add 10.245.0.2/24 dev eth0
-		address add fd00:45::2/64 dev eth0 nodad
-		route add default via 10.245.0.1
-		route add default via fd00:45::1
-	BATCH
+	behind_up "$1-w" p0 "$1-p" eth0 10.245.0 fd00:45
 }
 
 # A process of the proxy's pod, which is one of this node.
