@@ -92,10 +92,23 @@ envoy_hop() { # POD
 	}}'
 }
 
+envoy_access_log() { # POD DIRECTION [REST-OF-LINE]
+	jq -nc --arg path "$(proxy_access_log "$1")" --arg direction "$2" --arg rest "${3:-}" '{
+		name: "envoy.access_loggers.file",
+		typed_config: {
+			"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+			path: $path,
+			log_format: {text_format_source: {inline_string: (
+				$direction + " client=%DOWNSTREAM_REMOTE_ADDRESS%"
+				+ " original=%DOWNSTREAM_LOCAL_ADDRESS% upstream=%UPSTREAM_HOST%" + $rest + "\n")}}
+		}
+	}'
+}
+
 # One HTTP filter chain to CLUSTER, as JSON. Headers say to the client who saw what.
 envoy_chain() { # POD DIRECTION CLUSTER MATCH-JSON
 	jq -nc --arg pod "$1" --arg direction "$2" --arg cluster "$3" --argjson match "$4" \
-		--arg log "$(proxy_access_log "$1")" '{
+		--argjson log "$(envoy_access_log "$1" "$2" ' status=%RESPONSE_CODE%')" '{
 		filter_chain_match: $match,
 		filters: [{
 			name: "envoy.filters.network.http_connection_manager",
@@ -118,17 +131,7 @@ envoy_chain() { # POD DIRECTION CLUSTER MATCH-JSON
 						routes: [{match: {prefix: "/"}, route: {cluster: $cluster, timeout: "0s"}}]
 					}]
 				},
-				access_log: [{
-					name: "envoy.access_loggers.file",
-					typed_config: {
-						"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-						path: $log,
-						log_format: {text_format_source: {inline_string: (
-							$direction + " client=%DOWNSTREAM_REMOTE_ADDRESS%"
-							+ " original=%DOWNSTREAM_LOCAL_ADDRESS%"
-							+ " upstream=%UPSTREAM_HOST% status=%RESPONSE_CODE%\n")}}
-					}
-				}]
+				access_log: [$log]
 			}
 		}]
 	}'
@@ -228,36 +231,52 @@ haproxy_config() { # POD FILE [BIND-OPTIONS]
 
 # ---- both --------------------------------------------------------------------------------------
 
-proxy_start() { # POD
+# As PREFIXenvoy_config or PREFIXhaproxy_config configures it; without a prefix, as a sidecar.
+proxy_launch() { # POD [PREFIX]
 	local pod=$1 dir
 	dir=$(proxy_dir "$pod")
 	mkdir -p "$dir"
 	# A new log: HAProxy takes O_APPEND off and would write over what is there.
 	: >"$dir/access.log"
 	if [ "$PROXY_KIND" = envoy ]; then
-		envoy_config "$pod" "$dir/envoy.json"
+		"${2:-}envoy_config" "$pod" "$dir/envoy.json"
 		chown -R "$PROXY_UID:$PROXY_UID" "$dir"
 		envoy_run "$pod" --disable-hot-restart &
 	else
-		haproxy_config "$pod" "$dir/haproxy.cfg"
+		"${2:-}haproxy_config" "$pod" "$dir/haproxy.cfg"
 		chown -R "$PROXY_UID:$PROXY_UID" "$dir"
 		pod_run "$pod" istio-proxy "$PROXY_UID" "$PROXY_PROGRAM" -W -f "$dir/haproxy.cfg" \
 			>>"$dir/access.log" 2>>"$dir/proxy.log" </dev/null &
 	fi
 	PROXY_PID[$pod]=$!
-	if ! wait_for 30 proxy_settled "$pod" || ! proxy_ready "$pod"; then
-		echo "$PROXY_KIND in pod $pod does not listen; its log:" >&2
-		tail -n 20 "$dir/proxy.log" >&2
+}
+
+proxy_await() { # POD PORT...
+	if ! wait_for 30 proxy_settled "$@" || ! proxy_listens "$@"; then
+		echo "$PROXY_KIND in pod $1 does not listen; its log:" >&2
+		tail -n 20 "$(proxy_dir "$1")/proxy.log" >&2
 		return 1
 	fi
 }
 
-proxy_settled() { # POD: it listens, or has given up
-	! kill -0 "${PROXY_PID[$1]}" || proxy_ready "$1"
+proxy_settled() { # POD PORT...: it listens, or has given up
+	! kill -0 "${PROXY_PID[$1]}" || proxy_listens "$@"
 }
 
-proxy_ready() { # POD
-	pod_listens "$1" 15001 && pod_listens "$1" 15006
+proxy_listens() { # POD PORT...
+	local port
+	for port in "${@:2}"; do
+		pod_listens "$1" "$port" || return
+	done
+}
+
+proxy_start() { # POD: a sidecar
+	proxy_launch "$1"
+	proxy_await "$1" 15001 15006
+}
+
+proxy_ready() { # POD: its sidecar
+	proxy_listens "$1" 15001 15006
 }
 
 proxy_procs() { # POD: the file with all its processes; HAProxy has workers too

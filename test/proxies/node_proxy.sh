@@ -6,50 +6,36 @@
 
 STREAM_PORT=9000
 
-# Access logs have lines "outbound client=ADDR original=ADDR". What was dialled at the proxy itself
-# has no original destination but the proxy: it ends there, or it would go round in circles.
-node_envoy_config() { # FILE
-	jq -n --arg log "$(proxy_access_log proxy)" '
-		def tcp($cluster): {filters: [{
+node_envoy_chain() { # POD CLUSTER MATCH-JSON
+	jq -nc --arg cluster "$2" --argjson match "$3" --argjson log "$(envoy_access_log "$1" outbound)" '{
+		filter_chain_match: $match,
+		filters: [{
 			name: "envoy.filters.network.tcp_proxy",
 			typed_config: {
 				"@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-				stat_prefix: $cluster, cluster: $cluster,
-				access_log: [{
-					name: "envoy.access_loggers.file",
-					typed_config: {
-						"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-						path: $log,
-						log_format: {text_format_source: {inline_string: (
-							"outbound client=%DOWNSTREAM_REMOTE_ADDRESS%"
-							+ " original=%DOWNSTREAM_LOCAL_ADDRESS% upstream=%UPSTREAM_HOST%\n")}}
-					}
-				}]
+				stat_prefix: $cluster, cluster: $cluster, access_log: [$log]
 			}
-		}]};
-		{static_resources: {
-			listeners: [{
-				name: "outbound",
-				address: {socket_address: {address: "::", ipv4_compat: true, port_value: 15001}},
-				listener_filters: [{
-					name: "envoy.filters.listener.original_dst",
-					typed_config: {"@type": "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"}
-				}],
-				filter_chains: [
-					tcp("nowhere") + {filter_chain_match: {destination_port: 15001}},
-					tcp("original")
-				]
-			}],
-			clusters: [
-				{name: "original", type: "ORIGINAL_DST", lb_policy: "CLUSTER_PROVIDED", connect_timeout: "5s"},
-				{name: "nowhere", type: "STATIC", connect_timeout: "5s"}
-			]
-		}}' >"$1"
+		}]
+	}'
+}
+
+# What was dialled at the proxy itself has no original destination but the proxy: it ends there, or it
+# would go round in circles.
+node_envoy_config() { # POD FILE
+	jq -n '{static_resources: {
+		listeners: [$ARGS.positional[0]],
+		clusters: [
+			$ARGS.positional[1],
+			{name: "nowhere", type: "STATIC", connect_timeout: "5s"}
+		]
+	}}' --jsonargs "$(envoy_listener outbound 15001 \
+		"$(node_envoy_chain "$1" nowhere '{"destination_port":15001}')" \
+		"$(node_envoy_chain "$1" original '{}')")" "$(envoy_cluster original)" >"$2"
 }
 
 # HAProxy asks for the original destination of IPv4 only.
-node_haproxy_config() { # FILE
-	cat >"$1" <<-END
+node_haproxy_config() { # POD FILE
+	cat >"$2" <<-END
 		global
 		    log stdout format raw local0
 		defaults
@@ -69,25 +55,8 @@ node_haproxy_config() { # FILE
 }
 
 node_proxy_start() {
-	local dir
-	dir=$(proxy_dir proxy)
-	mkdir -p "$dir"
-	: >"$dir/access.log"
-	if [ "$PROXY_KIND" = envoy ]; then
-		node_envoy_config "$dir/envoy.json"
-		chown -R "$PROXY_UID:$PROXY_UID" "$dir"
-		envoy_run proxy --disable-hot-restart &
-	else
-		node_haproxy_config "$dir/haproxy.cfg"
-		chown -R "$PROXY_UID:$PROXY_UID" "$dir"
-		pod_run proxy istio-proxy "$PROXY_UID" "$PROXY_PROGRAM" -db -f "$dir/haproxy.cfg" \
-			>>"$dir/access.log" 2>>"$dir/proxy.log" </dev/null &
-	fi
-	PROXY_PID[proxy]=$!
-	wait_for 30 pod_listens proxy 15001 || {
-		tail -n 20 "$dir/proxy.log"
-		return 1
-	}
+	proxy_launch proxy node_
+	proxy_await proxy 15001
 }
 
 # The proxy's pod and a server outside of the mesh come first: the agent is told the address.
