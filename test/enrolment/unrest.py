@@ -174,9 +174,12 @@ class Pod:
 
     def sandbox(self):
         run("ip", "netns", "add", self.name)
-        commands = ["link set lo up"]
-        commands += [f"addr add {self.addresses[0]}/32 dev lo"]
-        commands += [f"addr add {self.addresses[1]}/128 dev lo nodad", "route add default dev lo"]
+        # Not through lo: what leaves there stays in the pod, and no netfilter engine captures it.
+        commands = ["link set lo up", "link add eth0 type veth peer name wire"]
+        commands += ["link set wire up", "link set eth0 up"]
+        commands += [f"addr add {self.addresses[0]}/32 dev eth0"]
+        commands += [f"addr add {self.addresses[1]}/128 dev eth0 nodad"]
+        commands += ["route add default dev eth0"]
         run("ip", "-n", self.name, "-batch", "-", input="\n".join(commands), text=True)
         os.makedirs(os.path.join(self.cgroup, "app"))
         script = 'echo $$ >"$1"; exec nsenter --net="/run/netns/$2" -- sleep infinity'
