@@ -44,6 +44,19 @@ static int in_netns(int fd, const char *command)
 	return netns_run(fd, run_command, (void *)(uintptr_t)command, &err);
 }
 
+/* In a process of its own; another thread may have held a lock of malloc() when that was made. */
+static pid_t start_in_netns(int fd, const char *command)
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		if (!setns(fd, CLONE_NEWNET))
+			execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+		_exit(127);
+	}
+	return pid;
+}
+
 static int namespace_new(void)
 {
 	pthread_t thread;
@@ -499,9 +512,7 @@ TEST(a_retired_pod_drains_until_its_last_captured_connection_has_ended)
 	CHECK(!apply(&f));
 	snprintf(path, sizeof(path), "/tmp/nftables_test.%d", (int)getpid());
 	snprintf(command, sizeof(command), connect_captured, path, path, path, path);
-	child = fork();
-	if (child == 0)
-		_exit(in_netns(f.pod.netns_fd, command));
+	child = start_in_netns(f.pod.netns_fd, command);
 	CHECK(exists_within(path, true, 5000));
 	for (int i = 0; i < 3; i++) {
 		f.pod.plan = f.pod.pod_plan = i ? NULL : f.plan;
@@ -552,9 +563,7 @@ TEST(a_retired_ambient_pod_drains_until_ztunnels_connections_to_the_app_have_end
 	CHECK(!apply(&f));
 	snprintf(path, sizeof(path), "/tmp/nftables_ambient_test.%d", (int)getpid());
 	snprintf(command, sizeof(command), connect_transparent, path, path, path, path);
-	child = fork();
-	if (child == 0)
-		_exit(in_netns(f.pod.netns_fd, command));
+	child = start_in_netns(f.pod.netns_fd, command);
 	CHECK(exists_within(path, true, 5000));
 	for (int i = 0; i < 3; i++) {
 		f.pod.plan = f.pod.pod_plan = i ? NULL : f.plan;
