@@ -26,7 +26,7 @@ import urllib.parse
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "cluster"))
 from churn import MERGE_PATCH, Client, Workers  # noqa: E402
 
-STATUS_ANNOTATION = "sockmesh.io/status"
+REDIRECTION = "ambient.istio.io/redirection"
 PACKET = 1 << 20
 POLL_S = 0.005
 CONNECTIONS = 4
@@ -120,7 +120,7 @@ def usage(pid):
 
 
 class Annotations(threading.Thread):
-    """Notes when each pod's status annotation comes or goes."""
+    """Notes when each pod is said to be in the mesh, or not to be ("pending" is neither)."""
 
     def __init__(self, namespace, present):
         super().__init__(daemon=True)
@@ -141,8 +141,8 @@ class Annotations(threading.Thread):
     def run(self):
         for line in self.answer:
             metadata = json.loads(line)["object"]["metadata"]
-            has = STATUS_ANNOTATION in metadata.get("annotations", {})
-            if has == self.present:
+            said = metadata.get("annotations", {}).get(REDIRECTION)
+            if said == ("enabled" if self.present else None):
                 self.times.setdefault(metadata["name"], time.monotonic())
 
 
