@@ -2,6 +2,7 @@
 #include "kube_config.h"
 
 #include "error.h"
+#include "json.h"
 #include "kubeconfig_parse.h"
 #include "monotonic.h"
 #include "same_text.h"
@@ -377,9 +378,11 @@ const struct error *kube_config_trouble(const struct kube_config *c)
 
 json_t *kube_config_status(const struct kube_config *c)
 {
-	return json_pack("{s:s, s:s, s:b, s:b, s:b, s:I, s:s?}", "server", c->k.server, "source",
-			 c->source ? c->source : "service account", "insecure", c->k.insecure,
-			 "token", c->k.token.data != NULL, "certificate",
+	/* Names of files are bytes, and a text with them may be cut anywhere. */
+	return json_pack("{s:s, s:o, s:b, s:b, s:b, s:I, s:o}", "server", c->k.server, "source",
+			 json_string_lossy(c->source ? c->source : "service account"), "insecure",
+			 c->k.insecure, "token", c->k.token.data != NULL, "certificate",
 			 c->k.certificate.data != NULL, "reloads", (json_int_t)c->reloads,
-			 "trouble", c->trouble.code ? c->trouble.text : NULL);
+			 "trouble",
+			 c->trouble.code ? json_string_lossy(c->trouble.text) : json_null());
 }

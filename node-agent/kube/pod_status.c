@@ -508,9 +508,10 @@ json_t *pod_status_json(const struct pod_status *ps)
 
 	for (const struct entry *e = ps->entries; e; e = e->next)
 		waiting += e->is_due;
-	return json_pack("{s:I, s:I, s:i, s:I, s:I, s:I, s:s?}", "written", (json_int_t)ps->written,
+	/* What a server said may be in any encoding, and cut anywhere. */
+	return json_pack("{s:I, s:I, s:i, s:I, s:I, s:I, s:o}", "written", (json_int_t)ps->written,
 			 "failed", (json_int_t)ps->failed, "waiting", (int)waiting, "refused",
 			 (json_int_t)ps->refused, "events", (json_int_t)ps->sent_events,
 			 "eventsDropped", (json_int_t)ps->dropped_events, "lastError",
-			 *ps->last_error ? ps->last_error : NULL);
+			 *ps->last_error ? json_string_lossy(ps->last_error) : json_null());
 }

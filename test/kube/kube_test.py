@@ -1038,6 +1038,16 @@ def _():
         check(all(json.loads(e.body)["metadata"]["uid"] == "uid-replaced" for e in writes.of("replaced")), "uid")
 
 
+@test("a page in another encoding for a status is told as far as it can be read")
+def _():
+    server = new_server()
+    writes = Writes(server)
+    writes.faults["a"] = [lambda e: e.answer("<p>gesperrt f\xfcr heute".encode("latin-1"), 502, "text/html")]
+    with Rig(server, warns=True) as rig:
+        rig.tell("set " + pod("a", status="1"))
+        writes.settle(rig, written=1, failed=1, waiting=0, lastError="HTTP 502: <p>gesperrt f\ufffdr heute")
+
+
 @test("a server that does not answer holds up eight patches, and no more of them are sent")
 def _():
     server = new_server()

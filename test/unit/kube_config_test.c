@@ -423,6 +423,31 @@ TEST(a_kubeconfig_and_its_files_are_read_again)
 	return TEST_OK;
 }
 
+/* Names of files are bytes, JSON is not. */
+TEST(a_status_is_there_whatever_the_files_are_called)
+{
+	static const char text[] = TOP CLUSTER SERVER USER "    token: inline\n";
+	json_t *status;
+	struct files f;
+	struct kube_config *c;
+	struct error err = {0};
+
+	files_new(&f);
+	put(&f, "k\xfc", text);
+	CHECK_EQ(kube_config_load(in(&f, "k\xfc"), &c, &err), 0);
+	put(&f, "k\xfc", "nonsense");
+	CHECK(!kube_config_refresh(c, monotonic_ms() + 10000));
+	CHECK(kube_config_trouble(c));
+	status = kube_config_status(c);
+	CHECK_HAS(json_string_value(json_object_get(status, "source")), "k\xef\xbf\xbd");
+	CHECK_HAS(json_string_value(json_object_get(status, "trouble")), "k\xef\xbf\xbd");
+	json_decref(status);
+	kube_config_free(c);
+	unlink(in(&f, "k\xfc"));
+	files_done(&f);
+	return TEST_OK;
+}
+
 TEST(a_status_has_no_secrets)
 {
 	struct files f;
