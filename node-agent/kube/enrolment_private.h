@@ -65,6 +65,13 @@ struct member { /* a pod, by the uid that the API has for it */
 	bool wrote_redirection;
 };
 
+/* What the API server was when it was asked last, for one kind of objects. */
+enum api_state {
+	API_UNTRIED, /* the first answer may come at any moment */
+	API_HEARD,
+	API_AWAY, /* it has failed, and has not answered since */
+};
+
 struct enrolment {
 	struct enrolment_config cfg;
 
@@ -72,7 +79,7 @@ struct enrolment {
 	struct kube_watch *watches[KUBE_KIND_COUNT_];
 	struct pod_status *status;
 	struct pod_repair *repair;
-	bool is_connected[KUBE_KIND_COUNT_];
+	enum api_state api[KUBE_KIND_COUNT_];
 
 	struct zds_server *zds; /* NULL: not opened, or not possible yet */
 	struct event_source *zds_timer;
@@ -124,7 +131,7 @@ const struct pod *enrolment_entry(const struct enrolment *e, const struct kube_p
 
 int enrolment_sources_open(struct enrolment *e, struct error *err);
 void enrolment_sources_close(struct enrolment *e);
-/* Is what the API server said a moment ago still what it says? */
+/* Is what the API server said a moment ago still what it says, or may it be about to speak? */
 bool enrolment_is_current(const struct enrolment *e);
 void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp);
 void enrolment_search_end(struct enrolment *e, struct member *m);

@@ -118,18 +118,17 @@ static void end_list(struct enrolment *e, enum kube_kind kind)
 static void note_state(struct enrolment *e, enum kube_kind kind, enum kube_watch_state state,
 		       const struct error *why)
 {
-	bool connected = state != KUBE_WATCH_WAITING;
+	enum api_state now = state == KUBE_WATCH_WAITING ? API_AWAY : API_HEARD;
 
-	if (connected == e->is_connected[kind] && !why)
+	if (now == e->api[kind] && !why)
 		return;
 	if (why)
-		log_error(connected ? LOG_INFO : LOG_WARN, why,
-			  "watching the API server is interrupted", "kind", watched[kind].name,
-			  NULL);
-	else if (!e->is_connected[kind])
+		log_error(LOG_WARN, why, "watching the API server is interrupted", "kind",
+			  watched[kind].name, NULL);
+	else
 		log_write(LOG_INFO, "watching the API server", "kind", watched[kind].name, NULL);
-	e->is_connected[kind] = connected;
-	if (!connected && e->adds)
+	e->api[kind] = now;
+	if (now == API_AWAY && e->adds)
 		enrolment_adds_look(e);
 }
 
@@ -219,7 +218,7 @@ static int open_kubernetes(struct enrolment *e, struct error *err)
 
 bool enrolment_is_current(const struct enrolment *e)
 {
-	return e->store && e->is_connected[KUBE_PODS] && e->is_connected[KUBE_NAMESPACES];
+	return e->store && e->api[KUBE_PODS] != API_AWAY && e->api[KUBE_NAMESPACES] != API_AWAY;
 }
 
 /* ---- processes ------------------------------------------------------------------------------- */

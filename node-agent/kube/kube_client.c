@@ -139,6 +139,30 @@ static int64_t seconds_as_ms(const char *text, const char *end)
 	return text == end || strchr(" \t\r\n", *text) ? seconds * 1000 : -1;
 }
 
+static const char *content_type(const struct kube_request *q)
+{
+	char *type = NULL;
+
+	curl_easy_getinfo(q->transfer.easy, CURLINFO_CONTENT_TYPE, &type);
+	return type;
+}
+
+/* A proxy's or a portal's page is no answer of an API server. */
+static bool is_json(const char *type)
+{
+	static const char json[] = "application/json";
+
+	return type && strncasecmp(type, json, sizeof(json) - 1) == 0 &&
+	       (type[sizeof(json) - 1] == '\0' || strchr("; \t", type[sizeof(json) - 1]));
+}
+
+static void headers_end(struct kube_request *q)
+{
+	if (q->spec.on_answer && !q->cancelled && is_2xx(request_status(q)) &&
+	    is_json(content_type(q)))
+		q->spec.on_answer(q->spec.arg);
+}
+
 static size_t on_header(char *line, size_t one, size_t size, void *arg)
 {
 	struct kube_request *q = arg;
@@ -155,18 +179,16 @@ static size_t on_header(char *line, size_t one, size_t size, void *arg)
 	}
 	if (header_is(line, size, "Retry-After", &value))
 		q->retry_after_ms = seconds_as_ms(value, line + size);
+	if (*line == '\r' || *line == '\n')
+		headers_end(q);
 	return size;
 }
 
-/* A proxy's or a portal's page is no answer of an API server. */
 static int check_content_type(struct kube_request *q)
 {
-	static const char json[] = "application/json";
-	char *type = NULL;
+	const char *type = content_type(q);
 
-	curl_easy_getinfo(q->transfer.easy, CURLINFO_CONTENT_TYPE, &type);
-	if (type && strncasecmp(type, json, sizeof(json) - 1) == 0 &&
-	    (type[sizeof(json) - 1] == '\0' || strchr("; \t", type[sizeof(json) - 1])))
+	if (is_json(type))
 		return 0;
 	return error_set(&q->err, EPROTO, "the answer is %.100s, not JSON",
 			 type ? type : "without a type");

@@ -51,6 +51,8 @@ struct kube_response {
 	struct error err;
 };
 
+/* A 2xx answer of JSON begins; there need not be any of its body for a while. */
+typedef void (*kube_answer_fn)(void *arg);
 /* A part of the body of a 2xx answer. Negative ends the request, with ECANCELED in its response. */
 typedef int (*kube_data_fn)(void *arg, const char *data, size_t size);
 /* Exactly once, unless cancelled. May send and cancel requests; must not free the client. */
@@ -62,10 +64,11 @@ struct kube_request_spec {
 	const char *content_type;
 	const void *body; /* copied */
 	size_t body_size;
-	uint64_t deadline_ms; /* for all of it; not 0: there is no request without an end */
-	uint64_t silence_ms;  /* longest time in which nothing arrives; 0: up to the deadline */
-	size_t max_response;  /* of a body that is not streamed; more is EMSGSIZE */
-	kube_data_fn on_data; /* NULL: not streamed */
+	uint64_t deadline_ms;	  /* for all of it; not 0: there is no request without an end */
+	uint64_t silence_ms;	  /* longest time in which nothing arrives; 0: up to the deadline */
+	size_t max_response;	  /* of a body that is not streamed; more is EMSGSIZE */
+	kube_answer_fn on_answer; /* NULL: nobody asks */
+	kube_data_fn on_data;	  /* NULL: not streamed */
 	kube_done_fn on_done;
 	void *arg;
 };

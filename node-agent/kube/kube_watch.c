@@ -30,7 +30,7 @@ enum {
 struct kube_watch {
 	struct kube_watch_spec spec;
 	char *name, *path, *field_selector, *label_selector;
-	enum kube_watch_state state;
+	enum kube_watch_state state, next; /* next: when the request under way is answered */
 	struct kube_backoff backoff;
 	int timer_fd; /* of its own: waiting must not fail for want of a descriptor */
 	struct event_source *timer;
@@ -55,6 +55,7 @@ struct kube_watch {
 
 static void list_start(struct kube_watch *w);
 static void watch_start(struct kube_watch *w);
+static void enter(struct kube_watch *w, enum kube_watch_state state, const struct error *why);
 
 /* ---- requests ----------------------------------------------------------------------------------
  */
@@ -131,6 +132,14 @@ static int on_data(void *arg, const char *data, size_t size)
 	return r;
 }
 
+static void on_answer(void *arg)
+{
+	struct kube_watch *w = arg;
+
+	w->heard_ms = monotonic_ms();
+	enter(w, w->next, NULL);
+}
+
 struct attempt {
 	bool watching;
 	unsigned seconds; /* of a watch */
@@ -144,6 +153,7 @@ static int attempt_start(struct kube_watch *w, const struct attempt *a, struct e
 	struct kube_request_spec spec = {
 		.deadline_ms = a->deadline_ms,
 		.silence_ms = a->silence_ms,
+		.on_answer = on_answer,
 		.on_data = on_data,
 		.on_done = a->on_done,
 		.arg = w,
@@ -155,6 +165,7 @@ static int attempt_start(struct kube_watch *w, const struct attempt *a, struct e
 	w->stream = NULL;
 	w->failed = (struct error){0};
 	w->began_ms = monotonic_ms();
+	w->next = a->watching ? KUBE_WATCH_WATCHING : KUBE_WATCH_LISTING;
 	if (kube_stream_new(a->watching ? KUBE_STREAM_WATCH : KUBE_STREAM_LIST,
 			    w->spec.limits.object_max, a->on_object, w, &w->stream, err) < 0 ||
 	    make_path(w, a->watching, a->seconds, &path, err) < 0)
@@ -398,7 +409,6 @@ static void list_start(struct kube_watch *w)
 	free(w->continue_token);
 	w->continue_token = NULL;
 	w->pages = 0;
-	enter(w, KUBE_WATCH_LISTING, NULL);
 	w->spec.ops->relist_begin(w->spec.arg);
 	if (list_next_page(w, &err) < 0)
 		fail(w, -1, &err);
@@ -554,8 +564,6 @@ static void watch_start(struct kube_watch *w)
 	w->watches++;
 	if (attempt_start(w, &a, &err) < 0)
 		fail(w, -1, &err);
-	else
-		enter(w, KUBE_WATCH_WATCHING, NULL);
 }
 
 /* ---- interface ---------------------------------------------------------------------------------

@@ -32,10 +32,14 @@ enum kube_change {
 	KUBE_DELETED, /* is gone */
 };
 
+/*
+ * What the server has answered, not what it is asked: each state lasts until the next answer
+ * begins, or until a failure. A request that nobody answers is in the state of before.
+ */
 enum kube_watch_state {
 	KUBE_WATCH_LISTING,
 	KUBE_WATCH_WATCHING,
-	KUBE_WATCH_WAITING, /* after a failure, for the next try */
+	KUBE_WATCH_WAITING, /* at the start; after a failure, for the next try and its answer */
 };
 
 /*
@@ -54,7 +58,8 @@ struct kube_watch_ops {
 		       const struct error *unreadable);
 	/* What was not seen since the last begin is gone. */
 	void (*relist_end)(void *arg);
-	/* why: the failure because of which it waits; else NULL. */
+	/* With each answer and each failure. why: the failure because of which it waits; else NULL.
+	 */
 	void (*state)(void *arg, enum kube_watch_state state, const struct error *why);
 };
 

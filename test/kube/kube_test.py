@@ -596,6 +596,40 @@ def _():
     mute.close()
 
 
+def mutes(port):
+    """Two servers that say nothing: one takes connections, one has the kernel drop what asks for one."""
+    with socket.create_server(("127.0.0.1", port)) as deaf:
+        deaf.settimeout(PATIENCE)
+        with deaf.accept()[0]:
+            yield "taken"
+    full = socket.create_server(("127.0.0.1", port), backlog=0)
+    fillers = [socket.socket() for _ in range(4)]
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(full.getsockname())
+    yield "dropped"
+    for open_ in (*fillers, full):
+        open_.close()
+
+
+@test("a server that is asked and does not answer is not watched, until it answers")
+def _():
+    server = new_server()
+    with Rig(server) as rig:
+        server.stop()
+        rig.line("state waiting.*")
+        for what in mutes(server.port):
+            since = rig.mark()
+            said = wait_for(lambda: [s for s in [rig.status()] if s["client"]["underWay"]], "it is asked")[0]
+            check(said["watch"]["state"] == "waiting", f"connections are {what}: {said['watch']}")
+            check(not rig.said("state (watching|listing)", since), "nothing else was said")
+        since = rig.mark()
+        server.start()
+        rig.line("state watching", since)
+        server.put("pods", "new", "shop")
+        rig.converges(server)
+
+
 @test("refused connections are tried again, and none of it stops the loop")
 def _():
     server = new_server()

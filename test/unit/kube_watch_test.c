@@ -60,6 +60,7 @@ static void on_answer(void *arg)
 	(void)arg;
 	fake.timer = NULL;
 	if (a->status / 100 == 2) {
+		q.on_answer(q.arg);
 		if (a->body && q.on_data(q.arg, a->body, strlen(a->body)) < 0)
 			error_set(&response.err, ECANCELED, "stopped by its reader");
 	} else if (a->body) {
@@ -175,7 +176,10 @@ static json_t *run(const struct answer *answers)
 #define ITEM(n, v)     "{\"metadata\":{\"name\":\"" n "\",\"resourceVersion\":\"" v "\"}}"
 #define LIST(v, items) "{\"metadata\":{\"resourceVersion\":\"" v "\"},\"items\":[" items "]}"
 #define EVENT(t, n, v) "{\"type\":\"" t "\",\"object\":" ITEM(n, v) "}\n"
-#define STATUS(code)   "{\"kind\":\"Status\",\"message\":\"so it is\",\"code\":" code "}"
+#define PAGE(v, more, items)                                                                       \
+	"{\"metadata\":{\"resourceVersion\":\"" v "\",\"continue\":\"" more                        \
+	"\"},\"items\":[" items "]}"
+#define STATUS(code) "{\"kind\":\"Status\",\"message\":\"so it is\",\"code\":" code "}"
 #define END                                                                                        \
 	{                                                                                          \
 		.status = -1                                                                       \
@@ -250,6 +254,28 @@ TEST(every_way_of_saying_too_old_leads_to_a_consistent_list)
 	return TEST_OK;
 }
 
+TEST(a_state_is_what_was_answered_not_what_is_asked)
+{
+	const struct {
+		struct answer answers[4]; /* before the request that nobody answers */
+		const char *state;
+	} rows[] = {
+		{{END}, "waiting"},
+		{{listed, END}, "listing"},
+		{{listed, {200, EVENT("ADDED", "c", "11"), 0, 0}, END}, "watching"},
+		{{listed, {0, NULL, 0, ETIMEDOUT}, END}, "waiting"},
+		{{listed, {503, NULL, 0, 0}, {503, NULL, 0, 0}, END}, "waiting"},
+		{{{200, PAGE("5", "t", ITEM("a", "1")), 0, 0}, END}, "listing"},
+	};
+
+	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+		scoped_json json_t *status = run(rows[i].answers);
+
+		CHECK_STR(json_string_value(json_object_get(status, "state")), rows[i].state);
+	}
+	return TEST_OK;
+}
+
 TEST(an_error_event_tells_its_reason)
 {
 	const struct answer answers[] = {
@@ -305,10 +331,6 @@ TEST(an_event_of_a_type_that_we_do_not_know_is_counted)
 	CHECK_EQ(json_integer_value(json_object_get(status, "unknownEvents")), 1);
 	return TEST_OK;
 }
-
-#define PAGE(v, more, items)                                                                       \
-	"{\"metadata\":{\"resourceVersion\":\"" v "\",\"continue\":\"" more                        \
-	"\"},\"items\":[" items "]}"
 
 TEST(pages_are_one_list)
 {
