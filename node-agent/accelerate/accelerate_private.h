@@ -67,6 +67,7 @@ struct accelerate {
 
 	struct accelerate_workload *workloads; /* by number */
 	size_t n_workloads, max_workloads;
+	size_t n_swept; /* how many were left when those that nothing refers to were forgotten */
 	uint32_t last_workload; /* the highest number that was given */
 	struct event_source *save_source;
 

@@ -23,6 +23,7 @@ enum {
 	FILE_MAX = 64 * 1024 * 1024,
 	STATE_VERSION = 1,
 	WORKLOADS_MAX = 65536,
+	SWEEP_EVERY = 4096,   /* new ones */
 	SAVE_DELAY_MS = 1000, /* many pods come at once */
 	NAME_SIZE_MAX = 512,
 	WALK_MAX = 1 << 20,
@@ -105,99 +106,9 @@ bool accelerate_workload_cleared(const struct accelerate *a, uint32_t id)
 	return workload && workload->cleared;
 }
 
-/* ---- the file ------------------------------------------------------------------------------- */
+/* ---- what refers to them -------------------------------------------------------------------- */
 
-static void path_of(const struct accelerate *a, char ret[static ACCELERATE_PATH_MAX])
-{
-	snprintf(ret, ACCELERATE_PATH_MAX, "%.400s/" RUN_DIR_ACCELERATE, a->cfg.state_dir);
-}
-
-static int save(const struct accelerate *a, struct error *err)
-{
-	scoped_json json_t *list = json_array();
-	scoped_json json_t *root = NULL;
-	scoped_free char *text = NULL;
-	char path[ACCELERATE_PATH_MAX];
-
-	for (size_t i = 0; list && i < a->n_workloads; i++) {
-		const struct accelerate_workload *w = &a->workloads[i];
-
-		if (json_array_append_new(list, json_pack("{s:s, s:I, s:b, s:O*}", "name", w->name,
-							  "id", (json_int_t)w->id, "cleared",
-							  w->cleared, "advice", w->advice)))
-			return error_set(err, ENOMEM, "remember the workloads");
-	}
-	root = json_pack("{s:i, s:O?}", "v", STATE_VERSION, "workloads", list);
-	text = root ? json_to_text(root) : NULL;
-	if (!text)
-		return error_set(err, ENOMEM, "remember the workloads");
-	path_of(a, path);
-	return write_file_atomic(path, text, strlen(text), 0600, err);
-}
-
-static void on_save(void *arg)
-{
-	struct accelerate *a = arg;
-	struct error err = {0};
-
-	a->save_source = NULL;
-	if (save(a, &err))
-		log_error(LOG_WARN, &err,
-			  "what is learned about workloads will be forgotten with this agent",
-			  NULL);
-}
-
-static void save_soon(struct accelerate *a)
-{
-	struct error err = {0};
-
-	if (a->save_source)
-		return;
-	if (event_loop_add_timer(a->loop, SAVE_DELAY_MS, 0, on_save, a, &a->save_source, &err))
-		log_error(LOG_WARN, &err, "cannot remember the workloads", NULL);
-}
-
-uint32_t accelerate_workload_number(struct accelerate *a, const char *name)
-{
-	const struct accelerate_workload *workload = find_name(a, name);
-
-	if (!workload && a->n_workloads >= WORKLOADS_MAX && strcmp(name, OTHERS) != 0)
-		return accelerate_workload_number(a, OTHERS);
-	if (!workload) {
-		workload = append(a, name, a->last_workload + 1);
-		if (workload && a->skel)
-			save_soon(a);
-	}
-	return workload ? workload->id : 0;
-}
-
-int accelerate_workload_clear(struct accelerate *a, const char *name, bool cleared, json_t *advice,
-			      struct error *err)
-{
-	uint32_t id = accelerate_workload_number(a, name);
-	struct accelerate_workload *workload = find_id(a, id);
-	struct accelerate_workload before;
-	int r;
-
-	if (!workload || strcmp(workload->name, name) != 0)
-		return error_set(err, ENOMEM, "remember workload %s", name);
-	before = *workload;
-	workload->cleared = cleared;
-	workload->advice = advice;
-	r = save(a, err);
-	if (r) {
-		*workload = before;
-		return r;
-	}
-	json_incref(advice);
-	json_decref(before.advice);
-	accelerate_pods_again(a, id);
-	return 0;
-}
-
-/* ---- at start ------------------------------------------------------------------------------- */
-
-/* Numbers that the maps hold, of pods and of pairs. */
+/* Numbers of pods, and those that the maps hold, of pods and of pairs. */
 struct numbers {
 	uint32_t *list;
 	size_t n, max;
@@ -256,6 +167,16 @@ static int add_numbers_of_pods(struct numbers *numbers, const struct accelerate 
 	return r;
 }
 
+static int add_numbers_of_known(struct numbers *numbers, const struct accelerate *a)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < ACCELERATE_BUCKETS; i++)
+		for (const struct accelerate_known *k = a->pods[i]; k && !r; k = k->next)
+			r = add_number(numbers, k->workload);
+	return r;
+}
+
 static int compare_numbers(const void *a, const void *b)
 {
 	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
@@ -272,6 +193,8 @@ static int collect_numbers(const struct accelerate *a, struct numbers *ret)
 		r = add_numbers_of_pairs(ret, a, "accel_verdicts", sizeof(struct accel_verdict));
 	if (!r)
 		r = add_numbers_of_pods(ret, a);
+	if (!r)
+		r = add_numbers_of_known(ret, a);
 	if (ret->n)
 		qsort(ret->list, ret->n, sizeof(*ret->list), compare_numbers);
 	return r;
@@ -281,6 +204,132 @@ static bool in_use(const struct numbers *numbers, uint32_t id)
 {
 	return numbers->n && bsearch(&id, numbers->list, numbers->n, sizeof(id), compare_numbers);
 }
+
+/* ---- the file ------------------------------------------------------------------------------- */
+
+static void path_of(const struct accelerate *a, char ret[static ACCELERATE_PATH_MAX])
+{
+	snprintf(ret, ACCELERATE_PATH_MAX, "%.400s/" RUN_DIR_ACCELERATE, a->cfg.state_dir);
+}
+
+static int save(const struct accelerate *a, struct error *err)
+{
+	scoped_json json_t *list = json_array();
+	scoped_json json_t *root = NULL;
+	scoped_free char *text = NULL;
+	char path[ACCELERATE_PATH_MAX];
+
+	for (size_t i = 0; list && i < a->n_workloads; i++) {
+		const struct accelerate_workload *w = &a->workloads[i];
+
+		if (json_array_append_new(list, json_pack("{s:s, s:I, s:b, s:O*}", "name", w->name,
+							  "id", (json_int_t)w->id, "cleared",
+							  w->cleared, "advice", w->advice)))
+			return error_set(err, ENOMEM, "remember the workloads");
+	}
+	root = json_pack("{s:i, s:O?}", "v", STATE_VERSION, "workloads", list);
+	text = root ? json_to_text(root) : NULL;
+	if (!text)
+		return error_set(err, ENOMEM, "remember the workloads");
+	path_of(a, path);
+	return write_file_atomic(path, text, strlen(text), 0600, err);
+}
+
+static void on_save(void *arg)
+{
+	struct accelerate *a = arg;
+	struct error err = {0};
+
+	a->save_source = NULL;
+	if (save(a, &err))
+		log_error(LOG_WARN, &err,
+			  "what is learned about workloads will be forgotten with this agent",
+			  NULL);
+}
+
+static void save_soon(struct accelerate *a)
+{
+	struct error err = {0};
+
+	if (a->save_source)
+		return;
+	if (event_loop_add_timer(a->loop, SAVE_DELAY_MS, 0, on_save, a, &a->save_source, &err))
+		log_error(LOG_WARN, &err, "cannot remember the workloads", NULL);
+}
+
+/* ---- giving numbers ------------------------------------------------------------------------- */
+
+static void workload_done(struct accelerate_workload *workload)
+{
+	json_decref(workload->advice);
+	free(workload->name);
+}
+
+/*
+ * A pod without a controller, under a name of its own, is a workload that never comes back. What
+ * nothing refers to any more is forgotten, as the next agent would; its number is not given again.
+ */
+static void sweep(struct accelerate *a)
+{
+	struct numbers numbers = {0};
+	size_t n_kept = 0;
+
+	if (!collect_numbers(a, &numbers)) {
+		for (size_t i = 0; i < a->n_workloads; i++) {
+			struct accelerate_workload *workload = &a->workloads[i];
+
+			if (workload->cleared || in_use(&numbers, workload->id))
+				a->workloads[n_kept++] = *workload;
+			else
+				workload_done(workload);
+		}
+		a->n_workloads = n_kept;
+	}
+	a->n_swept = a->n_workloads;
+	free(numbers.list);
+}
+
+uint32_t accelerate_workload_number(struct accelerate *a, const char *name)
+{
+	const struct accelerate_workload *workload = find_name(a, name);
+
+	if (!workload && a->n_workloads >= a->n_swept + SWEEP_EVERY)
+		sweep(a);
+	if (!workload && a->n_workloads >= WORKLOADS_MAX && strcmp(name, OTHERS) != 0)
+		return accelerate_workload_number(a, OTHERS);
+	if (!workload) {
+		workload = append(a, name, a->last_workload + 1);
+		if (workload && a->skel)
+			save_soon(a);
+	}
+	return workload ? workload->id : 0;
+}
+
+int accelerate_workload_clear(struct accelerate *a, const char *name, bool cleared, json_t *advice,
+			      struct error *err)
+{
+	uint32_t id = accelerate_workload_number(a, name);
+	struct accelerate_workload *workload = find_id(a, id);
+	struct accelerate_workload before;
+	int r;
+
+	if (!workload || strcmp(workload->name, name) != 0)
+		return error_set(err, ENOMEM, "remember workload %s", name);
+	before = *workload;
+	workload->cleared = cleared;
+	workload->advice = advice;
+	r = save(a, err);
+	if (r) {
+		*workload = before;
+		return r;
+	}
+	json_incref(advice);
+	json_decref(before.advice);
+	accelerate_pods_again(a, id);
+	return 0;
+}
+
+/* ---- at start ------------------------------------------------------------------------------- */
 
 /* One entry, in order; those that nothing refers to any more are left out. */
 static int read_workload(struct accelerate *a, const json_t *entry, const struct numbers *numbers,
@@ -363,6 +412,7 @@ int accelerate_workloads_load(struct accelerate *a, struct error *err)
 		if (numbers.list[i] > a->last_workload && numbers.list[i] <= ID_MAX)
 			a->last_workload = numbers.list[i];
 	free(numbers.list);
+	a->n_swept = a->n_workloads;
 	return r == -ENOMEM ? r : 0;
 }
 
@@ -374,9 +424,7 @@ void accelerate_workloads_done(struct accelerate *a)
 		event_loop_remove(a->save_source);
 		save(a, &ignored);
 	}
-	for (size_t i = 0; i < a->n_workloads; i++) {
-		json_decref(a->workloads[i].advice);
-		free(a->workloads[i].name);
-	}
+	for (size_t i = 0; i < a->n_workloads; i++)
+		workload_done(&a->workloads[i]);
 	free(a->workloads);
 }

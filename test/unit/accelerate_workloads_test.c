@@ -153,6 +153,35 @@ TEST(pods_share_their_workloads_number)
 	return TEST_OK;
 }
 
+/* Pods without a controller, each under a name of its own, come and go for as long as an agent
+ * runs. */
+TEST(what_nothing_refers_to_any_more_is_forgotten)
+{
+	enum { BARE_PODS = 10000 };
+	struct error err = {0};
+	char name[32];
+	struct fixture f;
+
+	CHECK(!set_up(&f));
+	CHECK(!set_pod(&f, 11, "shop/web"));
+	CHECK(!accelerate_workload_clear(f.a, "shop/db", true, NULL, &err));
+	for (int i = 0; i < BARE_PODS; i++) {
+		snprintf(name, sizeof(name), "shop/bare-%d", i);
+		CHECK(!set_pod(&f, 12, name));
+		CHECK_STR(accelerate_workload_name(f.a, accelerate_known(f.a, 12)->workload), name);
+	}
+	CHECK(f.a->n_workloads <= 2 * 4096);
+	CHECK_EQ(accelerate_workload_id(f.a, "shop/bare-0"), 0);
+	CHECK_EQ(accelerate_workload_id(f.a, "shop/web"), 1);
+	CHECK_EQ(accelerate_workload_id(f.a, "shop/db"), 2);
+	CHECK(accelerate_workload_cleared(f.a, 2));
+	/* No number has two meanings. */
+	CHECK_EQ(accelerate_workload_number(f.a, "shop/bare-0"), BARE_PODS + 3);
+	CHECK(!accelerate_workload_name(f.a, 3));
+	tear_down(&f);
+	return TEST_OK;
+}
+
 TEST(no_number_is_a_name_and_unknown_ones_have_none)
 {
 	struct fixture f;
