@@ -35,9 +35,10 @@ struct look {
 	struct member *m;
 	const struct kube_pod *kp; /* NULL: the API does not know it */
 	const struct pod *entry;   /* NULL: not registered */
-	bool unreadable;	   /* the API knows it, and nobody can read what it says */
-	json_t *record;		   /* owned: what the entry's record says, where the API says
-				      nothing */
+	/* the API knows it, and nobody can read what it says; or is asked about another node */
+	bool unreadable;
+	json_t *record; /* owned: what the entry's record says, where the API says
+			   nothing */
 	struct pod_facts facts;
 	struct pod_decision decision;
 	struct enrol_step step;
@@ -815,6 +816,9 @@ static bool look_at(struct enrolment *e, struct member *m, struct look *ret, str
 			 registration_has_orphan(e->cfg.registration, m->found_fd);
 	ret->unreadable =
 		!ret->kp && e->store && kube_store_pod_unreadable(e->store, m->ns, m->name);
+	if (ret->entry && (ret->kp || ret->unreadable))
+		enrolment_is_here(e);
+	ret->unreadable |= !ret->kp && e->is_elsewhere && m->is_expected;
 	if (ret->unreadable) {
 		ret->decision.mode = POD_UNDECIDED;
 		return true;

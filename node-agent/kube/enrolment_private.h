@@ -80,6 +80,7 @@ struct enrolment {
 	struct pod_status *status;
 	struct pod_repair *repair;
 	enum api_state api[KUBE_KIND_COUNT_];
+	bool is_elsewhere; /* as it seems: the API has none of the pods that were taken over */
 
 	struct zds_server *zds; /* NULL: not opened, or not possible yet */
 	struct event_source *zds_timer;
@@ -133,6 +134,8 @@ int enrolment_sources_open(struct enrolment *e, struct error *err);
 void enrolment_sources_close(struct enrolment *e);
 /* Is what the API server said a moment ago still what it says, or may it be about to speak? */
 bool enrolment_is_current(const struct enrolment *e);
+/* The API has a pod that is registered here: what it does not have is gone. */
+void enrolment_is_here(struct enrolment *e);
 void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp);
 void enrolment_search_end(struct enrolment *e, struct member *m);
 /* Serves it from now on, if it does not yet; not where the proxy is another one. */

@@ -108,9 +108,72 @@ static void take_object(struct enrolment *e, enum kube_kind kind, enum kube_chan
 		enrolment_adds_told(e, kind, object);
 }
 
+/* Does the API have this pod, and not only one of its name? */
+static bool is_named(const struct enrolment *e, const struct pod *pod)
+{
+	const struct kube_pod *kp;
+
+	if (!pod->ns || !pod->name)
+		return false;
+	kp = kube_store_pod(e->store, pod->ns, pod->name);
+	if (!kp)
+		return kube_store_pod_unreadable(e->store, pod->ns, pod->name);
+	return enrolment_entry(e, kp, kp->uid) == pod;
+}
+
+/* Redirected, and gone if the list is this node's. */
+static bool is_missed(struct enrolment *e, const struct pod *pod)
+{
+	const struct member *m = pod->uid ? enrolment_member(e, pod->uid) : NULL;
+
+	return m && m->is_expected && pod->mode != POD_SKIP &&
+	       !registration_has_ended(e->cfg.registration, pod);
+}
+
+/*
+ * With a wrong name of the node the first list is complete, and has none of our pods. Where pods
+ * are gone their namespaces are too: as long as some live, and not one of our pods is known to the
+ * API, it has probably been asked about another node.
+ */
+static void check_node(struct enrolment *e)
+{
+	const struct pod_table *pods = registration_pods(e->cfg.registration);
+	unsigned n_missed = 0;
+	char text[16];
+
+	for (size_t i = 0; i < pod_table_count(pods); i++) {
+		if (is_named(e, pod_table_at(pods, i)))
+			return;
+		n_missed += is_missed(e, pod_table_at(pods, i));
+	}
+	if (!n_missed)
+		return;
+	e->is_elsewhere = true;
+	snprintf(text, sizeof(text), "%u", n_missed);
+	log_write(LOG_ERROR,
+		  "the API server has none of the pods that are redirected here, and they live: is "
+		  "--node-name right? Until it names one of this node's pods they stay as they are",
+		  "node", e->cfg.node, "pods", text, NULL);
+}
+
+void enrolment_is_here(struct enrolment *e)
+{
+	if (!e->is_elsewhere)
+		return;
+	e->is_elsewhere = false;
+	log_write(LOG_INFO,
+		  "the API server has a pod of this node: those that it does not have are gone",
+		  "node", e->cfg.node, NULL);
+	enrolment_due_all(e);
+}
+
 static void end_list(struct enrolment *e, enum kube_kind kind)
 {
+	bool is_first = !kube_store_complete(e->store, kind);
+
 	kube_store_list_end(e->store, kind);
+	if (is_first && kind == KUBE_PODS)
+		check_node(e);
 	enrolment_adds_look(e);
 	enrolment_due_all(e); /* those too that are in no list any more */
 }

@@ -585,6 +585,35 @@ test_unreadable_after_a_restart() {
 	end_pod unread
 }
 
+# A node of which the API server has no pods is another one, as long as those that are here live.
+test_wrong_node_name() {
+	local state=$NODE_DIR/run/state.json TEST_NODE=elsewhere
+	one_is_ambient
+	agent_ends TERM
+	# As above.
+	jq -c '.pods[].since = 1000000000' "$state" >"$state.old"
+	mv "$state.old" "$state"
+	agent_up
+	wait_for 10 status_is .enrolment.kubernetes.complete true
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	check_has "$(grep "^error .*node=elsewhere" "$NODE_DIR/agent.log")" "--node-name" "the log"
+	check_equal "$(status_field .enrolment.ztunnel.pods)" 1 "pods that ztunnel has"
+	is_captured one
+	# That it is the right name is known from the first pod of it, and what is not there is gone.
+	with_plugin run_pod here "$AMBIENT"
+	mode_is here ambient
+	wait_for 10 status_is .enrolment.ztunnel.pods 1
+	end_pod here
+	TEST_NODE=node-1
+	agent_ends TERM
+	agent_up
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	mode_is one ambient
+	is_captured one
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+}
+
 # ---- refusals ----------------------------------------------------------------------------------
 
 has_event() { # POD REASON
@@ -857,6 +886,7 @@ check "without an API server it stays, and ztunnel serves it" test_excluded_with
 check "a pod without a proxy is not redirected to one" test_mistaken_for_a_sidecar
 check "a redirection that cannot be put right is told, until it is" test_heal_that_fails
 check "a pod that cannot be read is not taken for one that is gone" test_unreadable_after_a_restart
+check "with a wrong name of the node pods stay in the mesh" test_wrong_node_name
 check "what cannot be read is told by an Event, and changes nothing" test_bad_annotation_is_told
 check "what another agent may have is not written to, nor repaired" test_others_are_left_alone
 check "a cgroup that holds the pods is not taken for kubelet's" test_kubelets_cgroup_is_its_own
