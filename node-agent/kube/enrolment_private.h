@@ -91,7 +91,6 @@ struct enrolment {
 	struct pod_search *search;
 	struct process_watch *processes;
 	struct event_source *search_timer;
-	bool search_again;
 
 	struct member *members[MEMBER_BUCKETS];
 	size_t n_members;

@@ -360,12 +360,8 @@ static void on_search(void *arg)
 	struct enrolment *e = arg;
 
 	e->search_timer = NULL;
-	if (pod_search_step(e->search, SEARCH_SLICE_MS, on_found, e)) {
+	if (pod_search_step(e->search, SEARCH_SLICE_MS, on_found, e))
 		search_in(e, SEARCH_PAUSE_MS);
-	} else if (e->search_again) {
-		e->search_again = false;
-		search_in(e, SEARCH_PAUSE_MS);
-	}
 }
 
 /* Those who look are told of each first program in a place; 0: some were lost.
@@ -374,10 +370,8 @@ static void on_process(pid_t pid, void *arg)
 {
 	struct enrolment *e = arg;
 
-	if (!pid)
+	if (!pid || pod_search_look_at(e->search, pid))
 		search_in(e, 0);
-	else
-		pod_search_look_at(e->search, pid, on_found, e);
 }
 
 void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp)
@@ -396,7 +390,6 @@ void enrolment_search(struct enrolment *e, struct member *m, const struct kube_p
 	/* The watch first: what starts after it is heard of, what ran before is
 	 * walked over. */
 	switch_processes(e);
-	e->search_again = e->search_timer != NULL;
 	search_in(e, 0);
 }
 

@@ -30,6 +30,7 @@ struct wanted {
 	char uid[POD_UID_SIZE];
 	struct ip_address *addresses;
 	size_t n_addresses;
+	uint64_t first_walk; /* that began after it was wanted with these addresses */
 
 	/* the best that the walk has found so far */
 	int netns_fd;
@@ -46,6 +47,8 @@ struct seen { /* a namespace that needs no second look in this walk, or is nobod
 struct pod_search {
 	char *proc_path;
 	DIR *proc;	   /* a walk is under way */
+	uint64_t walk;	   /* its number, or the last one's */
+	bool again;	   /* and one is to follow */
 	struct seen host;  /* our own namespace and process 1's are no pod's */
 	struct seen first; /* of process 1 */
 	struct wanted *wanted;
@@ -116,6 +119,15 @@ static struct wanted **find_wanted(struct pod_search *search, const char *uid)
 	return link;
 }
 
+static bool has_addresses(const struct wanted *w, const struct ip_address *addresses, size_t n)
+{
+	bool same = w->addresses && w->n_addresses == n;
+
+	for (size_t i = 0; same && i < n; i++)
+		same = ip_address_equal(&w->addresses[i], &addresses[i]);
+	return same;
+}
+
 int pod_search_want(struct pod_search *search, const char *uid, const struct ip_address *addresses,
 		    size_t n, struct error *err)
 {
@@ -142,9 +154,16 @@ int pod_search_want(struct pod_search *search, const char *uid, const struct ip_
 		search->wanted = w;
 		search->n_wanted++;
 	}
+	search->again = true;
+	if (has_addresses(w, addresses, n)) {
+		free(copy);
+		return 0;
+	}
+	forget_candidate(w);
 	free(w->addresses);
 	w->addresses = copy;
 	w->n_addresses = n;
+	w->first_walk = search->walk + 1;
 	return 0;
 }
 
@@ -234,37 +253,69 @@ static bool is_known_already(const struct wanted *w, const struct stat *st)
 	       known.st_ino == st->st_ino;
 }
 
-/* Is this process one of a wanted pod's, in a namespace that is the pod's? */
-static void look_at(struct pod_search *search, pid_t pid)
+struct process {
+	pid_t pid;
+	struct wanted *pod;
+	struct stat netns;
+	char netns_path[PATH_MAX], cgroups[CGROUP_TEXT_MAX];
+};
+
+/* Is it one of a wanted pod's, in a namespace other than the host's? */
+static bool identify(struct pod_search *search, pid_t pid, struct process *ret)
 {
-	char path[PATH_MAX], text[CGROUP_TEXT_MAX], uid[POD_UID_SIZE];
+	char path[PATH_MAX], uid[POD_UID_SIZE];
+
+	ret->pid = pid;
+	snprintf(path, sizeof(path), "%s/%d/cgroup", search->proc_path, (int)pid);
+	if (read_text(path, ret->cgroups, sizeof(ret->cgroups)) ||
+	    !cgroup_pod_uid(ret->cgroups, uid))
+		return false;
+	ret->pod = *find_wanted(search, uid);
+	if (!ret->pod)
+		return false;
+	snprintf(ret->netns_path, sizeof(ret->netns_path), "%s/%d/ns/net", search->proc_path,
+		 (int)pid);
+	return !stat(ret->netns_path, &ret->netns) && !is_same(&search->host, &ret->netns) &&
+	       !is_same(&search->first, &ret->netns);
+}
+
+/* Its namespace, if that has an address of the pod; else -1. */
+static int open_netns_of(const struct process *process)
+{
 	scoped_fd int netns_fd = -1;
 	struct error ignored = {0};
-	struct wanted *w;
-	struct stat st;
-	uint64_t started;
 
-	snprintf(path, sizeof(path), "%s/%d/cgroup", search->proc_path, (int)pid);
-	if (read_text(path, text, sizeof(text)) || !cgroup_pod_uid(text, uid))
-		return;
-	w = *find_wanted(search, uid);
-	if (!w)
-		return;
-	snprintf(path, sizeof(path), "%s/%d/ns/net", search->proc_path, (int)pid);
-	if (stat(path, &st) || is_same(&search->host, &st) || is_same(&search->first, &st))
-		return;
-	started = start_of(search, pid);
+	if (netns_open(process->netns_path, &netns_fd, &ignored) ||
+	    !has_address_of(netns_fd, process->pod))
+		return -1;
+	return take_fd(&netns_fd);
+}
+
+/* Will the walk that is under way, if one is, have seen all of the pod's processes? */
+static bool is_in_walk(const struct pod_search *search, const struct wanted *w)
+{
+	return search->proc && w->first_walk <= search->walk;
+}
+
+/* It is the best so far, or is not. */
+static void compare(const struct pod_search *search, const struct process *process)
+{
+	struct wanted *w = process->pod;
+	uint64_t started = start_of(search, process->pid);
+
 	if (w->netns_fd >= 0 && started >= w->started)
 		return;
-	if (!is_known_already(w, &st)) {
-		if (netns_open(path, &netns_fd, &ignored) || !has_address_of(netns_fd, w))
+	if (!is_known_already(w, &process->netns)) {
+		int netns_fd = open_netns_of(process);
+
+		if (netns_fd < 0)
 			return;
 		scoped_close(&w->netns_fd);
-		w->netns_fd = take_fd(&netns_fd);
+		w->netns_fd = netns_fd;
 	}
 	free(w->cgroup);
-	w->cgroup = cgroup2_of(text);
-	w->pid = pid;
+	w->cgroup = cgroup2_of(process->cgroups);
+	w->pid = process->pid;
 	w->started = started;
 }
 
@@ -345,11 +396,10 @@ static void report(const struct pod_search *search, const struct wanted *w, cons
 }
 
 /* Takes them out first: fn may change what is wanted. */
-static bool report_found(struct pod_search *search, pod_found_fn fn, void *arg)
+static void report_found(struct pod_search *search, pod_found_fn fn, void *arg)
 {
 	struct wanted *found = NULL, **link = &search->wanted;
 	struct bounds bounds = {0};
-	bool any;
 
 	while (*link) {
 		struct wanted *w = *link;
@@ -363,8 +413,7 @@ static bool report_found(struct pod_search *search, pod_found_fn fn, void *arg)
 		w->next = found;
 		found = w;
 	}
-	any = found;
-	if (any)
+	if (found)
 		bounds_read(&bounds);
 	while (found) {
 		struct wanted *next = found->next;
@@ -376,7 +425,6 @@ static bool report_found(struct pod_search *search, pod_found_fn fn, void *arg)
 		found = next;
 	}
 	bounds_done(&bounds);
-	return any;
 }
 
 /* ---- all processes -------------------------------------------------------------------------- */
@@ -393,34 +441,54 @@ static void note_host(struct pod_search *search)
 		search->first = (struct seen){st.st_dev, st.st_ino};
 }
 
+static bool begin_walk(struct pod_search *search)
+{
+	note_host(search);
+	search->proc = search->n_wanted ? opendir(search->proc_path) : NULL;
+	if (!search->proc)
+		return false;
+	search->walk++;
+	search->again = false;
+	return true;
+}
+
 bool pod_search_step(struct pod_search *search, unsigned slice_ms, pod_found_fn fn, void *arg)
 {
 	int64_t end_ms = monotonic_ms() + slice_ms;
 	const struct dirent *entry;
+	struct process process;
 
-	if (!search->proc) {
-		note_host(search);
-		search->proc = search->n_wanted ? opendir(search->proc_path) : NULL;
-	}
-	if (!search->proc)
+	if (!search->proc && !begin_walk(search))
 		return false;
 	while ((entry = readdir(search->proc))) {
-		if (isdigit((unsigned char)entry->d_name[0]))
-			look_at(search, (pid_t)strtol(entry->d_name, NULL, 10));
+		if (isdigit((unsigned char)entry->d_name[0]) &&
+		    identify(search, (pid_t)strtol(entry->d_name, NULL, 10), &process) &&
+		    is_in_walk(search, process.pod))
+			compare(search, &process);
 		if (monotonic_ms() >= end_ms)
 			return true;
 	}
 	closedir(search->proc);
 	search->proc = NULL;
 	report_found(search, fn, arg);
-	return false;
+	return search->again && search->n_wanted > 0;
 }
 
-bool pod_search_look_at(struct pod_search *search, pid_t pid, pod_found_fn fn, void *arg)
+bool pod_search_look_at(struct pod_search *search, pid_t pid)
 {
-	/* A walk that is under way goes on to compare what it has with other processes. */
+	scoped_fd int netns_fd = -1;
+	struct process process;
+
 	if (!search->proc)
 		note_host(search);
-	look_at(search, pid);
-	return !search->proc && report_found(search, fn, arg);
+	if (!identify(search, pid, &process))
+		return false;
+	/* The walk may have passed by where it is. */
+	if (is_in_walk(search, process.pod)) {
+		compare(search, &process);
+		return true;
+	}
+	/* Wanted while one was under way, it has another follow. */
+	netns_fd = open_netns_of(&process);
+	return netns_fd >= 0;
 }

@@ -48,14 +48,16 @@ size_t pod_search_wanted(const struct pod_search *search);
 /*
  * Goes on with a walk over all processes for at most about slice_ms; begins one when none is under
  * way. True while there is more to do. At the end of the walk fn is called for every pod that was
- * found, and these are no longer wanted.
+ * found, and these are no longer wanted. A walk finds pods that were wanted before it began: one
+ * that was not has it pass by the process that started first, and gets a walk of its own.
  */
 bool pod_search_step(struct pod_search *search, unsigned slice_ms, pod_found_fn fn, void *arg);
 
 /*
- * The same for one process, of which somebody has heard: fn is called at once. Returns whether
- * there was such a pod.
+ * One process, of which somebody has heard. It says that a pod is there, but not whether another
+ * of the pod's processes started before it. True: it is a wanted pod's, and the walk that is under
+ * way or, without one, the next tells what there is.
  */
-bool pod_search_look_at(struct pod_search *search, pid_t pid, pod_found_fn fn, void *arg);
+bool pod_search_look_at(struct pod_search *search, pid_t pid);
 
 #endif

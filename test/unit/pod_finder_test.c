@@ -177,6 +177,24 @@ TEST(a_namespace_without_the_pods_address_is_not_the_pods)
 	return TEST_OK;
 }
 
+TEST(what_had_another_address_of_the_pod_is_not_the_pods)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int foreign = new_pod_netns();
+	struct found found = {0};
+
+	add_process(proc, 70, POD_A, foreign, 500);
+	want(search, POD_A, "::6");
+	for (int entries = 0; entries < 3; entries++)
+		CHECK(pod_search_step(search, 0, on_found, &found));
+	want(search, POD_A, "10.1.2.3");
+	CHECK_EQ(walk(search).n, 0);
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
 TEST(the_process_that_started_first_tells_the_namespace)
 {
 	const char *proc = make_proc();
@@ -218,7 +236,97 @@ TEST(the_hosts_own_namespace_is_no_pods)
 	return TEST_OK;
 }
 
-TEST(one_process_is_looked_at_when_somebody_has_heard_of_it)
+/* In the middle of a walk, after this many of its entries: where the sandbox is nobody knows. */
+static struct found wanted_after(const char *proc, unsigned entries, const char *before,
+				 const char *address)
+{
+	struct pod_search *search = search_in(proc);
+	struct found found = {0};
+
+	want(search, before, address);
+	for (unsigned i = 0; i < entries; i++)
+		if (!pod_search_step(search, 0, on_found, &found))
+			abort();
+	want(search, POD_A, "::6");
+	found = walk(search);
+	pod_search_free(search);
+	return found;
+}
+
+TEST(a_walk_that_began_before_a_pod_was_wanted_does_not_tell_its_namespace)
+{
+	for (int first = 70; first <= 71; first++) {
+		const char *proc = make_proc();
+		scoped_fd int sandbox = new_pod_netns();
+		scoped_fd int later = new_pod_netns();
+		struct netns_id id;
+		struct error err = {0};
+
+		CHECK(!netns_identify(sandbox, &id, &err));
+		add_process(proc, first, POD_A, sandbox, 500);
+		add_process(proc, first == 70 ? 71 : 70, POD_A, later, 900);
+		/* With both of its processes the directory has four entries. */
+		for (unsigned entries = 1; entries <= 4; entries++) {
+			struct found found = wanted_after(proc, entries, POD_B, "::6");
+
+			CHECK_EQ(found.n, 1);
+			CHECK(found.id.cookie == id.cookie);
+			/* Nor does one that was for another address. */
+			found = wanted_after(proc, entries, POD_A, "10.1.2.3");
+			CHECK_EQ(found.n, 1);
+			CHECK(found.id.cookie == id.cookie);
+		}
+		remove_proc(proc);
+	}
+	return TEST_OK;
+}
+
+TEST(a_pod_that_is_wanted_again_and_again_is_found)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int fd = new_pod_netns();
+	struct found found = {0};
+
+	add_process(proc, 70, POD_A, fd, 500);
+	for (int i = 0; i < 8 && !found.n; i++) {
+		want(search, POD_A, "::6");
+		pod_search_step(search, 0, on_found, &found);
+	}
+	CHECK_EQ(found.n, 1);
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
+TEST(one_process_says_that_a_pod_is_there_and_a_walk_where)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int sandbox = new_pod_netns();
+	scoped_fd int later = new_pod_netns();
+	struct netns_id id;
+	struct error err = {0};
+	struct found found;
+
+	CHECK(!netns_identify(sandbox, &id, &err));
+	want(search, POD_A, "::6");
+	CHECK(!pod_search_look_at(search, 71));
+	add_process(proc, 70, POD_A, sandbox, 500);
+	add_process(proc, 71, POD_A, later, 900);
+	CHECK(pod_search_look_at(search, 71));
+	CHECK_EQ(pod_search_wanted(search), 1);
+	found = walk(search);
+	CHECK_EQ(found.n, 1);
+	CHECK_EQ(found.pid, 70);
+	CHECK(found.id.cookie == id.cookie);
+	CHECK(!pod_search_look_at(search, 71));
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
+TEST(a_process_that_starts_during_a_walk_takes_part_in_it)
 {
 	const char *proc = make_proc();
 	struct pod_search *search = search_in(proc);
@@ -226,12 +334,31 @@ TEST(one_process_is_looked_at_when_somebody_has_heard_of_it)
 	struct found found = {0};
 
 	want(search, POD_A, "::6");
-	CHECK(!pod_search_look_at(search, 70, on_found, &found));
+	CHECK(pod_search_step(search, 0, on_found, &found));
 	add_process(proc, 70, POD_A, fd, 500);
-	CHECK(pod_search_look_at(search, 70, on_found, &found));
+	CHECK(pod_search_look_at(search, 70));
+	CHECK_EQ(found.n, 0);
+	CHECK_EQ(walk(search).n, 1);
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
+TEST(a_pod_that_this_walk_is_not_for_has_another_one_follow)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int fd = new_pod_netns();
+	struct found found = {0};
+
+	want(search, POD_B, "::6");
+	CHECK(pod_search_step(search, 0, on_found, &found));
+	want(search, POD_A, "::6");
+	add_process(proc, 70, POD_A, fd, 500);
+	CHECK(pod_search_look_at(search, 70));
+	found = walk(search);
 	CHECK_EQ(found.n, 1);
-	CHECK_EQ(pod_search_wanted(search), 0);
-	CHECK(!pod_search_look_at(search, 70, on_found, &found));
+	CHECK_EQ(found.pid, 70);
 	pod_search_free(search);
 	remove_proc(proc);
 	return TEST_OK;
