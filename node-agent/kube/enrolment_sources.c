@@ -370,8 +370,11 @@ static void on_process(pid_t pid, void *arg)
 {
 	struct enrolment *e = arg;
 
-	if (!pid || pod_search_look_at(e->search, pid))
-		search_in(e, 0);
+	if (!pid)
+		pod_search_again(e->search);
+	else if (!pod_search_look_at(e->search, pid))
+		return;
+	search_in(e, 0);
 }
 
 void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp)

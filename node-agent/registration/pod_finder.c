@@ -492,3 +492,8 @@ bool pod_search_look_at(struct pod_search *search, pid_t pid)
 	netns_fd = open_netns_of(&process);
 	return netns_fd >= 0;
 }
+
+void pod_search_again(struct pod_search *search)
+{
+	search->again = true;
+}

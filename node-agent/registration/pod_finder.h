@@ -60,4 +60,10 @@ bool pod_search_step(struct pod_search *search, unsigned slice_ms, pod_found_fn 
  */
 bool pod_search_look_at(struct pod_search *search, pid_t pid);
 
+/*
+ * Processes of which nobody has heard may have started: if a walk is under way, which may have
+ * passed by where they are, another one follows.
+ */
+void pod_search_again(struct pod_search *search);
+
 #endif

@@ -364,6 +364,24 @@ TEST(a_pod_that_this_walk_is_not_for_has_another_one_follow)
 	return TEST_OK;
 }
 
+TEST(what_started_unheard_during_a_walk_is_found_by_another)
+{
+	const char *proc = make_proc();
+	struct pod_search *search = search_in(proc);
+	scoped_fd int fd = new_pod_netns();
+	struct found found = {0};
+
+	want(search, POD_A, "::6");
+	CHECK(pod_search_step(search, 0, on_found, &found));
+	CHECK(pod_search_step(search, 0, on_found, &found)); /* that was all of them */
+	add_process(proc, 70, POD_A, fd, 500);
+	pod_search_again(search);
+	CHECK_EQ(walk(search).n, 1);
+	pod_search_free(search);
+	remove_proc(proc);
+	return TEST_OK;
+}
+
 TEST(a_pod_that_is_forgotten_is_not_found)
 {
 	const char *proc = make_proc();
