@@ -615,6 +615,20 @@ static int release_replaced(struct registration *reg, const struct pod *old, con
 	return registration_release(reg, old, -1, err);
 }
 
+/* The kernel does what the entry says, or goes on as it did. */
+static int enforce(struct registration *reg, const struct pod *old, const struct pod *pod,
+		   int netns_fd, struct error *err)
+{
+	int r = pod->mode != POD_SKIP ? apply(reg, pod, netns_fd, err) : 0;
+
+	if (r)
+		return r;
+	r = release_replaced(reg, old, pod, netns_fd, err);
+	if (r && pod->mode != POD_SKIP)
+		undo_apply(reg, pod, netns_fd);
+	return r;
+}
+
 static int commit(struct registration *reg, struct pod *pod, int netns_fd, struct error *err)
 {
 	struct pod *old = pod_table_find(reg->table, pod->container_id, pod->if_name);
@@ -622,21 +636,20 @@ static int commit(struct registration *reg, struct pod *pod, int netns_fd, struc
 
 	if (!r)
 		r = pod_table_reserve(reg->table, err);
+	/*
+	 * The file before the kernel: the successor of an agent that is killed in between does what
+	 * is left to do. The other way round it has a namespace that is redirected and whose pod it
+	 * cannot name; ztunnel, which then is not told of the pod, ends its listeners there, and
+	 * every connection is refused.
+	 */
+	if (!r)
+		r = registration_save(reg, old, pod, err);
 	if (r)
 		return r;
-	if (pod->mode != POD_SKIP) {
-		r = apply(reg, pod, netns_fd, err);
-		if (r)
-			return r;
-	}
-	r = registration_save(reg, old, pod, err);
-	if (!r)
-		r = release_replaced(reg, old, pod, netns_fd, err);
+	r = enforce(reg, old, pod, netns_fd, err);
 	if (r) {
 		struct error ignored = {0};
 
-		if (pod->mode != POD_SKIP)
-			undo_apply(reg, pod, netns_fd);
 		/* The next agent is not to take the pod for what it did not become. */
 		registration_save(reg, NULL, NULL, &ignored);
 		return r;

@@ -567,6 +567,48 @@ is_owned() { # NETNS-NAME: the table of ours in it
 	ip netns exec "$1" nft list table inet sockmesh | grep -q owner
 }
 
+# Nor is one redirected after a restart that the kernel had no room for.
+test_refused_by_the_kernel() {
+	local before lists
+	lists=$(jq -nc '{"sockmesh.io/redirection": "sidecar",
+		"traffic.sidecar.istio.io/excludeOutboundPorts": [range(1; 100) | tostring] | join(",")}')
+	namespaces t-a t-b
+	add c1 eth0 t-a
+	add c2 eth0 t-b c2 '{}'
+	before=$(jq -cS .pods "$NODE_RUN/state.json")
+	refused limit "max-rule-entries" --netns /run/netns/t-b "$(attachment add c2 eth0 t-b c2 "$lists")"
+	check_equal "$(jq -cS .pods "$NODE_RUN/state.json")" "$before" "what the state file says"
+	check_equal "$(pods)" "c1/eth0:redirect c2/eth0:skip"
+}
+
+killed_during_an_add() { # before|after the state file is put into its place, MODE of both agents
+	local killer
+	rm -f "$NODE_DIR/killer"
+	python3 -EsB test/lib/kill_at_rename.py "$NODE_AGENT_PID" "$1" state.json >"$NODE_DIR/killer" &
+	killer=$!
+	wait_for 10 grep -q watching "$NODE_DIR/killer"
+	check_fails add c1 eth0 t-a
+	wait "$killer"
+	crash
+	agent_start --mode "$2"
+}
+
+# Whoever's redirection the kernel has, the next agent can name the pod.
+test_killed_during_an_add() {
+	local mode
+	for mode in auto nftables; do
+		fresh --mode "$mode"
+		namespaces t-a
+		killed_during_an_add before "$mode"
+		check_equal "$(pods)" "" "$mode, before"
+		check_equal "$(count orphaned)" 0 "$mode, before"
+		killed_during_an_add after "$mode"
+		check_equal "$(pods)" "c1/eth0:redirect" "$mode, after"
+		check_equal "$(count orphaned)" 0 "$mode, after"
+		check c1 eth0 t-a
+	done
+}
+
 test_user_namespaces() {
 	local helper
 	# Owned by user namespaces: one maps the proxy's id, one does not.
@@ -1254,8 +1296,10 @@ test_agent "a pod ends whose namespace's end was not told, when another has its 
 test_agent "gc of one network leaves the others' attachments" test_gc_of_one_network
 test_agent "--max-pods refuses one more, and skipped pods do not count" test_max_pods --max-pods 2
 test_agent "an add whose state cannot be saved is undone" test_state_cannot_be_written
+test_agent "so is one that the kernel has no room for" test_refused_by_the_kernel --mode ebpf --max-rule-entries 64
 test_agent "a pod that cannot be let go stays redirected, for the next agent too" \
 	test_release_that_fails --mode nftables
+test_agent "an agent that is killed during an add leaves no pod without a name" test_killed_during_an_add
 test_agent "ids are those of the pod's user namespace" test_user_namespaces
 test_agent "status, pod, explain and probe answer" test_questions
 test_agent "probe says by what kubelet is known" test_kubelet_is_told \

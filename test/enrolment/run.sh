@@ -263,6 +263,52 @@ test_agent_killed() {
 	is_captured one
 }
 
+# With the label the agent's end comes, and its successor has no API server to ask.
+killed_while_it_joins() { # POD before|after the state file is put into its place
+	local killer
+	rm -f "$NODE_DIR/killer"
+	python3 -EsB test/lib/kill_at_rename.py "$(cat "$NODE_DIR/agent.pid")" "$2" state.json >"$NODE_DIR/killer" &
+	killer=$!
+	wait_for 10 grep -q watching "$NODE_DIR/killer"
+	label_pod "$1" "$AMBIENT"
+	wait "$killer"
+	agent_ends KILL
+	agent_up --kubernetes off
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+}
+
+ztunnel_has_each() { # that is redirected, with a name or without one
+	check_equal "$(status_field .enrolment.ztunnel.pods)" "$(status_field .pods.redirected)" \
+		"pods that ztunnel is told of"
+	check_equal "$(status_field .pods.orphaned)" 0 "pods without a name"
+}
+
+# A namespace that is redirected and whose pod nobody can name would be one that ztunnel, which ends
+# its listeners in it, is not told of.
+test_agent_killed_while_a_pod_joins() {
+	run_pod cut
+	ztunnel_comes cut
+	killed_while_it_joins cut before
+	ztunnel_has_each
+	goes_direct cut
+	label_pod cut "$NOT_AMBIENT"
+	agent_ends TERM
+	agent_up
+	wait_for 10 status_is .enrolment.kubernetes.complete true
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	killed_while_it_joins cut after
+	check_equal "$(pod_field cut mode)" ambient "what the next agent makes of it"
+	is_captured cut
+	ztunnel_has_each
+	agent_ends TERM
+	agent_up
+	wait_for 10 status_is .enrolment.kubernetes.complete true
+	wait_for 10 status_is .enrolment.ztunnel.ready 1
+	mode_is cut ambient
+	is_captured cut
+	end_pod cut
+}
+
 # What the annotations say already is not written again: a roll-out would be a patch for each pod.
 test_restart_writes_nothing() {
 	local before
@@ -864,6 +910,7 @@ check "without ztunnel an ambient pod is not created, others are" test_add_witho
 check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_is_admitted
 check "the address that the API names is the one whose probes are exempt" test_new_address
 check "pods stay in the mesh while the agent is killed" test_agent_killed
+check "or killed while one joins" test_agent_killed_while_a_pod_joins
 check "the next agent writes no status that is written already" test_restart_writes_nothing
 check "what a proxy's environment said is known after a restart" test_environment_is_remembered
 check "a label that goes while no agent runs is noticed" test_agent_away_while_the_label_goes
