@@ -51,6 +51,7 @@ static struct waiting_add *add_new(struct enrolment *e, struct agent_request *re
 	add->req = malloc(sizeof(*add->req));
 	add->netns_fd = netns_fd < 0 ? -1 : fcntl(netns_fd, F_DUPFD_CLOEXEC, 0);
 	if (!add->req || (netns_fd >= 0 && add->netns_fd < 0)) {
+		scoped_close(&add->netns_fd);
 		free(add->req);
 		free(add);
 		return NULL;
