@@ -118,20 +118,22 @@ static bool is_misnamed(const struct enrolment *e, const char *uid, const struct
 	       strcmp(told->service_account, kp->service_account) != 0;
 }
 
-static enum enrol_ztunnel ztunnel_of(const struct enrolment *e, const struct look *look)
+/* over: the pod is not to be served any more, whatever is decided about it. */
+static enum enrol_ztunnel ztunnel_of(const struct enrolment *e, const struct look *look, bool over)
 {
 	const char *uid = look->m->uid;
 	bool has = e->zds && zds_server_has(e->zds, uid);
 	bool ready = e->zds && zds_server_ready(e->zds);
+	bool wanted = !over && look->decision.mode == POD_AMBIENT;
 
 	if (e->cfg.node_proxy)
 		return ENROL_ZTUNNEL_UNNEEDED;
 	if (!has)
 		return ready ? ENROL_ZTUNNEL_UNTOLD : ENROL_ZTUNNEL_ABSENT;
-	if (ready && look->decision.mode == POD_AMBIENT && is_misnamed(e, uid, look->kp))
+	if (ready && wanted && is_misnamed(e, uid, look->kp))
 		return ENROL_ZTUNNEL_UNTOLD;
 	/* To leave, it has to be struck off the list even while nobody reads that. */
-	if (!ready && look->kp && look->decision.mode == POD_AMBIENT)
+	if (!ready && wanted)
 		return ENROL_ZTUNNEL_ABSENT;
 	return zds_server_refusal(e->zds, uid) ? ENROL_ZTUNNEL_REFUSED : ENROL_ZTUNNEL_HAS_IT;
 }
@@ -225,7 +227,6 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 			kube_store_complete(e->store, KUBE_PODS),
 		.has_ips = (kp && kp->n_ips) || (entry && entry->n_ips),
 		.netns_known = look->m->found_fd >= 0 || can_open(entry),
-		.ztunnel = ztunnel_of(e, look),
 		.lingers = look->m->lingers_until_ms != 0,
 		.admit_without_ztunnel = e->cfg.admit_without_ztunnel,
 		.repairs = e->cfg.repair->redirect,
@@ -250,6 +251,7 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 		v.ended = kube_pod_ended(kp);
 		v.validation = validation_of(kp);
 	}
+	v.ztunnel = ztunnel_of(e, look, v.gone || v.ended);
 	return v;
 }
 
@@ -626,9 +628,10 @@ static void not_joined(struct enrolment *e, struct member *m, enum zds_result re
 		enrolment_add_decided(e, add, agent_reply_refusal(AGENT_CODE_BUSY, true, err.text));
 		return;
 	}
-	/* When one connects every pod is looked at. */
+	/* When one connects every pod is looked at; until then there is only this to be told. */
 	trouble(e, m, &err, result != ZDS_NO_PROXY);
-	m->looks_again = true;
+	if (result != ZDS_NO_PROXY || e->status)
+		m->looks_again = true;
 }
 
 static void on_asked(void *arg, enum zds_result result, const char *text)

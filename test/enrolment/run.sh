@@ -25,6 +25,8 @@ cd "$(dirname "$0")/../.."
 . test/enrolment/churn.sh
 # shellcheck source=test/enrolment/options.sh
 . test/enrolment/options.sh
+# shellcheck source=test/enrolment/alone.sh
+. test/enrolment/alone.sh
 
 ENGINE=${ENGINE:-auto} ONLY=${ONLY:-}
 AMBIENT='{"istio.io/dataplane-mode":"ambient"}'
@@ -908,6 +910,7 @@ check "a pod that the API does not know is created nevertheless" test_add_waits_
 check "one that it does not know yet waits a moment for it" test_add_ends_when_the_api_knows
 check "without ztunnel an ambient pod is not created, others are" test_add_without_ztunnel_is_denied
 check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_is_admitted
+check "also where no API server is asked, and nothing is done while it waits" test_admitted_without_the_api
 check "the address that the API names is the one whose probes are exempt" test_new_address
 check "pods stay in the mesh while the agent is killed" test_agent_killed
 check "or killed while one joins" test_agent_killed_while_a_pod_joins
