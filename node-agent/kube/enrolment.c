@@ -287,8 +287,8 @@ json_t *enrolment_status(const struct enrolment *e)
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-/* Pods that an earlier agent had enrolled, so that ztunnel is told of them when
- * it connects. */
+/* Pods that an earlier agent had enrolled, so that ztunnel is told of them when it connects, and
+ * those that it could not enrol. */
 static int take_over(struct enrolment *e, struct error *err)
 {
 	const struct pod_table *pods = registration_pods(e->cfg.registration);
@@ -306,6 +306,8 @@ static int take_over(struct enrolment *e, struct error *err)
 		m->is_expected = time(NULL) - pod->since_s > FIRST_LIST_AGE_S;
 		if (pod->mode == POD_AMBIENT)
 			enrolment_want_ztunnel(e);
+		else if (!e->store) /* no list comes, whose end would have it looked at */
+			enrolment_due(e, m);
 	}
 	return 0;
 }

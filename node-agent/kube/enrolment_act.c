@@ -600,7 +600,6 @@ static void admit(struct enrolment *e, struct member *m, const char *why)
 		facts.uid = m->uid;
 	facts.not_yet = why;
 	e->admitted_without_ztunnel++;
-	m->waits_for_ztunnel = true;
 	enrolment_add_decided(
 		e, add, registration_handle(e->cfg.registration, add->req, add->netns_fd, &facts));
 }
@@ -615,7 +614,6 @@ static void not_joined(struct enrolment *e, struct member *m, enum zds_result re
 	else
 		error_set(&err, EPROTO, "ztunnel did not take the pod (%s)%s%s",
 			  zds_result_name(result), text && *text ? ": " : "", text ?: "");
-	m->waits_for_ztunnel = true;
 	if (m->add && result == ZDS_NO_PROXY && e->cfg.admit_without_ztunnel) {
 		admit(e, m, "ambient, and redirected as soon as ztunnel is connected");
 		return;
@@ -644,7 +642,6 @@ static void on_asked(void *arg, enum zds_result result, const char *text)
 	if (!m || e->is_closing)
 		return;
 	m->asks_ztunnel = false;
-	m->waits_for_ztunnel = false;
 	if (result != ZDS_ACKED)
 		not_joined(e, m, result, text);
 	else if (m->add)
@@ -886,14 +883,29 @@ static bool is_over(const struct enrolment *e, const struct member *m)
 	       !enrolment_entry(e, NULL, m->uid);
 }
 
+/* By the plugin's word it is ambient, and that could not be done: no ztunnel, or a failure. */
+static bool is_left_behind(struct enrolment *e, struct member *m)
+{
+	const struct pod *entry = enrolment_entry(e, NULL, m->uid);
+	struct error ignored = {0};
+	struct look look;
+	bool is_ambient;
+
+	if (!entry || is_enrolled(entry))
+		return false;
+	is_ambient = look_at(e, m, &look, &ignored) && look.decision.mode == POD_AMBIENT;
+	look_done(&look);
+	return is_ambient;
+}
+
 /*
  * Is there anything to be decided? Without the API server nothing changes but by the plugin's word,
- * which was acted upon; with it, not before it has said which pods there are.
+ * which is acted upon until it is true; with it, not before it has said which pods there are.
  */
-static bool can_decide(const struct enrolment *e, const struct member *m)
+static bool can_decide(struct enrolment *e, struct member *m)
 {
 	if (!e->store)
-		return m->waits_for_ztunnel;
+		return is_left_behind(e, m);
 	return kube_store_pod_uid(e->store, m->uid) || kube_store_complete(e->store, KUBE_PODS);
 }
 

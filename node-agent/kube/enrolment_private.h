@@ -51,7 +51,6 @@ struct member { /* a pod, by the uid that the API has for it */
 	bool has_warned;	 /* of what the pod says and nobody can read */
 	bool asks_ztunnel;	 /* an Add is under way */
 	bool looks_again;	 /* something has changed meanwhile */
-	bool waits_for_ztunnel;	 /* none is connected, or it refused */
 	struct waiting_add *add; /* that is answered when ztunnel has answered */
 
 	int64_t not_before_ms;	  /* monotonic: after a failure */

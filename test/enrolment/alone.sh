@@ -5,16 +5,17 @@
 #
 # shellcheck disable=SC2034,SC2153,SC2154 # variables are for and from the script that sources this
 
+SAYS_AMBIENT='{"sockmesh.io/redirection":"ambient"}'
+
 alone_up() { # [OPTION...]
 	agent_ends TERM
 	agent_up --kubernetes off --without-ztunnel admit --reconcile-seconds 1 "$@"
 }
 
 add_alone() { # POD ANNOTATIONS
-	UID_OF[$1]=5f0a7a1c-0000-4000-8000-0000000000a$((++n_alone))
+	UID_OF[$1]=5f0a7a1c-0000-4000-8000-0000000000a${#1}
 	with_plugin pod_add "$1" "$2"
 }
-n_alone=0
 
 end_alone() { # POD
 	ztunnel_leaves "$1"
@@ -41,7 +42,7 @@ agent_is_idle() {
 test_admitted_without_the_api() {
 	zds_stop
 	alone_up
-	add_alone alone '{"sockmesh.io/redirection":"ambient"}'
+	add_alone alone "$SAYS_AMBIENT"
 	check_equal "$(pod_field alone mode)" none "without ztunnel"
 	agent_is_idle
 	ztunnel_comes alone
@@ -51,8 +52,36 @@ test_admitted_without_the_api() {
 	zds_stop
 	wait_for 10 status_is .enrolment.ztunnel.ready 0
 	is_captured alone
-	zds_start
 	end_alone alone
-	agent_ends TERM
-	agent_up
+	zds_start
+	agent_again
+}
+
+# What the agent before has not done for it nobody announces again.
+test_admitted_before_a_restart() {
+	zds_stop
+	alone_up
+	add_alone alone "$SAYS_AMBIENT"
+	agent_ends KILL
+	agent_up --kubernetes off --reconcile-seconds 600
+	check_equal "$(pod_field alone mode)" none "without ztunnel"
+	zds_start
+	wait_for 10 mode_is alone ambient
+	end_alone alone
+	agent_again
+}
+
+# ztunnel has taken it, and the kernel has no room for it.
+test_admitted_and_refused_by_the_kernel() {
+	zds_stop
+	alone_up --max-pods 1
+	add_alone first "$SIDECAR_ANNOTATION"
+	add_alone alone "$SAYS_AMBIENT"
+	zds_start
+	wait_for 10 status_is .enrolment.refused 1
+	check_equal "$(pod_field alone mode)" none "while there is no room"
+	end_alone first
+	wait_for 20 mode_is alone ambient
+	end_alone alone
+	agent_again
 }

@@ -911,6 +911,8 @@ check "one that it does not know yet waits a moment for it" test_add_ends_when_t
 check "without ztunnel an ambient pod is not created, others are" test_add_without_ztunnel_is_denied
 check "or it is created, and joins when ztunnel comes" test_add_without_ztunnel_is_admitted
 check "also where no API server is asked, and nothing is done while it waits" test_admitted_without_the_api
+check "and when the agent has been restarted since" test_admitted_before_a_restart
+check "or when its first attempt fails" test_admitted_and_refused_by_the_kernel
 check "the address that the API names is the one whose probes are exempt" test_new_address
 check "pods stay in the mesh while the agent is killed" test_agent_killed
 check "or killed while one joins" test_agent_killed_while_a_pod_joins
