@@ -33,20 +33,20 @@ static bool is_told(const struct enrol_view *v)
 
 /*
  * Neither the namespace's object nor the API's answer to anything else is needed here, or what
- * ztunnel and the probes' set hold would outlive the pod.
+ * ztunnel and the probes' set hold would outlive the pod. That its containers have ended is only
+ * what the API says: what runs on, if it does, must not bypass the proxy.
  */
 static struct enrol_step next_of_ended(const struct enrol_view *v)
 {
 	if (v->enrolled == POD_SKIP && !is_told(v))
 		return step(ENROL_NOTHING, v->gone ? ENROL_STATUS_KEEP : no_status(v),
 			    "the pod has ended and is not enrolled");
-	if (v->ended)
-		return step(ENROL_WITHDRAW, ENROL_STATUS_NONE, "the pod's containers have ended");
-	if (v->enrolled == POD_SIDECAR)
-		return step(ENROL_NOTHING, ENROL_STATUS_KEEP,
-			    "the pod is deleted: its redirection ends with its network namespace");
-	return step(ENROL_RELEASE, ENROL_STATUS_KEEP,
-		    "the pod is deleted: what redirection it has ends with its network namespace");
+	return step(v->enrolled == POD_SIDECAR ? ENROL_NOTHING : ENROL_RELEASE,
+		    v->gone ? ENROL_STATUS_KEEP : ENROL_STATUS_NONE,
+		    v->gone ? "the pod is deleted: what redirection it has ends with its network "
+			      "namespace"
+			    : "the pod's containers have ended: what redirection it has ends with "
+			      "its network namespace");
 }
 
 /* ---- opt-out ------------------------------------------------------------------------------- */

@@ -59,10 +59,7 @@ struct enrol_view {
 enum enrol_action {
 	ENROL_NOTHING,
 	ENROL_ENROL, /* ambient: hand it to ztunnel, then redirect; else redirect */
-	/*
-	 * Take back the redirection and what the probes' set has. ztunnel is told by a later
-	 * ENROL_RELEASE, or now if the pod has ended; then there may be nothing to be done inside.
-	 */
+	/* Take back the redirection and what the probes' set has; ENROL_RELEASE follows. */
 	ENROL_WITHDRAW,
 	/*
 	 * Tell ztunnel and the probes' set only: the namespace may live, and as long as it does its

@@ -731,7 +731,7 @@ static void enrol(struct enrolment *e, const struct look *look)
 static void withdraw(struct enrolment *e, const struct look *look)
 {
 	struct error err = {0};
-	bool over = !look->kp || kube_pod_ended(look->kp);
+	bool over = !look->kp;
 	int r = 0;
 
 	if (look->entry && was_found(look->entry) && over) {
@@ -946,16 +946,28 @@ static bool acts(enum enrol_action action)
 	return action == ENROL_ENROL || action == ENROL_WITHDRAW || action == ENROL_UPDATE;
 }
 
-/* Of a pod that is deleted each look would be the first of many that come soon. */
-static bool is_settled(const struct enrol_view *view, enum enrol_action action)
+/*
+ * Its end was announced while its namespace lives, whose end nobody announces: it is looked at
+ * again until then.
+ */
+static bool awaits_end(const struct enrol_view *view, const struct pod *entry)
 {
-	return !view->gone && (action == ENROL_NOTHING || action == ENROL_RELEASE);
+	return (view->gone || view->ended) && entry && was_found(entry);
+}
+
+static void settle(struct member *m, bool is_looked_at_again)
+{
+	if (is_looked_at_again) /* each look would be the first of many that come soon */
+		m->trouble[0] = '\0';
+	else
+		no_trouble(m);
 }
 
 static void decide_and_act(struct enrolment *e, struct look *look)
 {
 	const struct enrol_view view = view_of(e, look);
 	bool waits = monotonic_ms() < look->m->not_before_ms;
+	bool again = awaits_end(&view, look->entry);
 
 	warn_once(look);
 	if (is_only_about_injection(look) && !view.gone && !view.ended)
@@ -972,12 +984,11 @@ static void decide_and_act(struct enrolment *e, struct look *look)
 		tell_status(e, look);
 		return;
 	}
-	if (is_settled(&view, look->step.action))
-		no_trouble(look->m);
+	if (look->step.action == ENROL_NOTHING || look->step.action == ENROL_RELEASE)
+		settle(look->m, again);
 	tell_status(e, look);
 	take_step(e, look);
-	/* Deleted while its namespace lives: it is looked at again until that has ended. */
-	if (view.gone && look->entry && was_found(look->entry))
+	if (again)
 		enrolment_retry(e, look->m);
 }
 

@@ -511,15 +511,21 @@ test_api_server_restarts() {
 	goes_direct one
 }
 
+# That it has is what the API says: as long as its namespace lives nothing in it bypasses ztunnel.
 test_pod_completes() {
 	run_pod job "$AMBIENT"
 	ztunnel_comes job
 	wait_for 10 mode_is job ambient
 	cluster_pod_status demo job Succeeded "${POD_IP4[job]}" "${POD_IP6[job]}" >/dev/null
-	wait_for 10 mode_is job none
 	wait_for 10 annotation_is job "$REDIRECTION" ""
 	wait_for 10 status_is .enrolment.ztunnel.pods 0
-	end_pod job
+	is_captured job
+	ztunnel_leaves job
+	pod_delete job
+	wait_for 10 mode_is job none
+	wait_for 10 annotation_is job sockmesh.io/status ""
+	cluster_pod_delete demo job
+	unset "UID_OF[job]"
 }
 
 # Many ambient pods say that they want no sidecar, which is not what decides about this.
@@ -927,7 +933,7 @@ check "and its service account" test_service_account_is_corrected
 check "an annotation without anything in the kernel is healed" test_annotation_without_the_kernel
 check "pods stay in the mesh while ztunnel is replaced" test_ztunnel_restarts
 check "and while the API server is away" test_api_server_restarts
-check "a pod that completes leaves" test_pod_completes
+check "a pod that completes is taken from ztunnel, and bypasses nothing" test_pod_completes
 check "a sidecar pod that started without redirection is redirected" test_repair_redirects
 check "or deleted, when that is asked for and allowed, and no other pod" with_repair delete repair_deletes
 check "or labelled" with_repair label repair_labels
