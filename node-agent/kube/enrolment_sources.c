@@ -37,15 +37,19 @@ static void on_pod(void *arg, const struct kube_pod *was, const struct kube_pod 
 	struct enrolment *e = arg;
 	const struct kube_pod *pod = now ?: was;
 	struct member *m = pod ? enrolment_member_get(e, pod->uid, pod->ns, pod->name) : NULL;
+	bool is_update = was && now;
 
 	if (m)
 		m->is_expected = true;
-	/* Containers come and go all the time, and say nothing about the redirection.
-	 */
-	if (!m || (was && now && !(changed & ~(uint32_t)KUBE_CHANGED_CONTAINERS)))
+	/* Containers come and go all the time, and say nothing about the redirection. */
+	changed &= ~(uint32_t)KUBE_CHANGED_CONTAINERS;
+	if (!m || (is_update && !changed))
 		return;
-	m->not_before_ms = 0;
-	kube_backoff_reset(&m->backoff);
+	/* What is written on it, mostly by us, is no reason to try at once what has just failed. */
+	if (!is_update || changed != KUBE_CHANGED_STATUS) {
+		m->not_before_ms = 0;
+		kube_backoff_reset(&m->backoff);
+	}
 	enrolment_due(e, m);
 }
 

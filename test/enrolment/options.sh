@@ -220,13 +220,17 @@ test_native_sidecar() {
 	end_pod native
 }
 
-test_ztunnel_refuses() {
+zds_start_unwilling() { # TEXT
 	zds_stop
-	python3 -EsB test/enrolment/ztunnel.py --refuse "port 15001 is taken" "$NODE_DIR/ztunnel.sock" \
+	python3 -EsB test/enrolment/ztunnel.py --refuse "$1" "$NODE_DIR/ztunnel.sock" \
 		"$NODE_DIR/ztunnel.pods" >"$NODE_DIR/zds.log" 2>&1 </dev/null &
 	disown $!
 	remember zds $!
 	wait_for 10 status_is .enrolment.ztunnel.ready 1
+}
+
+test_ztunnel_refuses() {
+	zds_start_unwilling "port 15001 is taken"
 	label_pod one "$AMBIENT"
 	wait_for 10 has_event one SockmeshRefused
 	wait_for 10 annotation_is one "$REDIRECTION" pending
@@ -241,6 +245,27 @@ test_ztunnel_refuses() {
 	zds_start
 	wait_for 40 mode_is one ambient
 	wait_for 10 annotation_is one "$REDIRECTION" enabled
+	label_pod one "$NOT_AMBIENT"
+	wait_for 10 mode_is one none
+}
+
+# Each refusal is another text, and so another status: that it is written must not have ztunnel
+# asked again at once.
+test_ztunnel_is_not_asked_all_the_time() {
+	local said before asked
+	before=$(status_field .enrolment.ztunnel.counters.nacks)
+	zds_start_unwilling "attempt %d"
+	label_pod one "$AMBIENT"
+	wait_for 10 status_says one .reason "attempt "
+	said=$(api_annotation one sockmesh.io/status | jq -r .reason)
+	wait_for 40 check_fails status_says one .reason "$said"
+	pause 1
+	asked=$(($(status_field .enrolment.ztunnel.counters.nacks) - before))
+	echo "asked $asked times"
+	[ "$asked" -lt 10 ]
+	zds_stop
+	zds_start
+	wait_for 40 mode_is one ambient
 	label_pod one "$NOT_AMBIENT"
 	wait_for 10 mode_is one none
 }

@@ -955,6 +955,7 @@ check "selectors say which pods and namespaces, also when labels change" test_se
 check "what a pod's annotations ask for changes while it runs" test_settings_change
 check "a native sidecar is known by the ids that its container says" test_native_sidecar
 check "that ztunnel refuses a pod is told" test_ztunnel_refuses
+check "and does not have it asked all the time" test_ztunnel_is_not_asked_all_the_time
 check "so is what the kernel has no room for" test_kernel_refuses
 check "a proxy of the node takes ztunnel's place, and gives it back" test_node_proxy
 # Last: it leaves pods behind.

@@ -4,7 +4,8 @@
 
   ztunnel.py [--delay SECONDS] [--refuse TEXT] [--silent] SOCKET FILE
 
-Each Add is answered SECONDS later, with an error, or not at all; everything else is at once. FILE
+Each Add is answered SECONDS later, with an error (%d is how many there were), or not at all;
+everything else is at once. FILE
 has the uids of its pods, one on a line: those that it was told of last, as a real one serves them.
 Connects again whenever the agent goes away.
 """
@@ -31,6 +32,7 @@ class Ztunnel:
     def __init__(self, arguments):
         self.arguments = arguments
         self.pods = set()
+        self.refused = 0
 
     def write(self):
         path = self.arguments.file
@@ -41,7 +43,8 @@ class Ztunnel:
     def answer_add(self, peer, uid):
         time.sleep(self.arguments.delay)
         if self.arguments.refuse:
-            peer.nack(self.arguments.refuse)
+            self.refused += 1
+            peer.nack(self.arguments.refuse.replace("%d", str(self.refused)))
             return
         if not self.arguments.silent:
             self.pods.add(uid)
