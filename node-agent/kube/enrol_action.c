@@ -120,10 +120,26 @@ static struct enrol_step next_of_new_ambient(const struct enrol_view *v)
 	return step(ENROL_ENROL, ENROL_STATUS_ENABLED, "the pod is to be redirected to ztunnel");
 }
 
+/* It is redirected, and neither can be checked nor given to a ztunnel that connects. */
+static struct enrol_step next_without_netns(const struct enrol_view *v)
+{
+	if (v->ztunnel == ENROL_ZTUNNEL_UNTOLD || v->ztunnel == ENROL_ZTUNNEL_REFUSED)
+		return step(ENROL_WAIT, ENROL_STATUS_PENDING,
+			    "ztunnel does not have the pod, and its network namespace cannot be "
+			    "opened yet");
+	return step(ENROL_WAIT, status_of(v),
+		    "redirected, but the pod's network namespace cannot be opened for the next "
+		    "ztunnel");
+}
+
 static struct enrol_step next_of_ambient(const struct enrol_view *v)
 {
 	if (v->enrolled != POD_AMBIENT)
 		return next_of_new_ambient(v);
+	/* One that has connected meanwhile could not be given the namespace. */
+	if (v->netns_moved && v->ztunnel == ENROL_ZTUNNEL_HAS_IT)
+		return step(ENROL_ENROL, ENROL_STATUS_ENABLED,
+			    "redirected, but ztunnel may lack the pod's network namespace");
 	/* The kernel's part first: it holds whether or not a ztunnel is there to be told. */
 	if (v->plan_differs && !v->netns_known)
 		return step(ENROL_WAIT, status_of(v),
@@ -133,23 +149,18 @@ static struct enrol_step next_of_ambient(const struct enrol_view *v)
 		return step(ENROL_UPDATE, status_of(v), "the pod's plan has changed");
 	if (v->addresses_differ && v->has_ips)
 		return step(ENROL_UPDATE, status_of(v), "the pod's addresses have changed");
-	switch (v->ztunnel) {
-	case ENROL_ZTUNNEL_ABSENT:
-		return step(ENROL_NOTHING, status_of(v),
-			    "redirected; the next ztunnel learns of the pod when it connects");
-	case ENROL_ZTUNNEL_HAS_IT:
-	case ENROL_ZTUNNEL_UNNEEDED:
-		return step(ENROL_NOTHING, status_of(v), "redirected");
-	case ENROL_ZTUNNEL_UNTOLD:
-	case ENROL_ZTUNNEL_REFUSED:
-		break;
-	}
 	if (!v->netns_known)
-		return step(ENROL_WAIT, ENROL_STATUS_PENDING,
-			    "ztunnel does not have the pod, and its network namespace cannot be "
-			    "opened yet");
-	return step(ENROL_ENROL, ENROL_STATUS_ENABLED,
-		    "redirected, but ztunnel does not have the pod");
+		return next_without_netns(v);
+	if (v->ztunnel == ENROL_ZTUNNEL_UNTOLD || v->ztunnel == ENROL_ZTUNNEL_REFUSED)
+		return step(ENROL_ENROL, ENROL_STATUS_ENABLED,
+			    "redirected, but ztunnel does not have the pod");
+	if (v->netns_moved)
+		return step(ENROL_UPDATE, status_of(v),
+			    "the pod's network namespace is reached by another path");
+	return step(ENROL_NOTHING, status_of(v),
+		    v->ztunnel == ENROL_ZTUNNEL_ABSENT
+			    ? "redirected; the next ztunnel learns of the pod when it connects"
+			    : "redirected");
 }
 
 /*

@@ -48,6 +48,8 @@ struct enrol_view {
 	bool ended;    /* Succeeded or Failed */
 	bool has_ips;
 	bool netns_known; /* and open, or can be opened */
+	bool netns_moved; /* enrolled, and where it was opened before nothing leads there any more
+			   */
 
 	enum enrol_ztunnel ztunnel;
 	bool lingers; /* the pod has just left, and ztunnel may end what it has of it */

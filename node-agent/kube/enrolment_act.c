@@ -193,6 +193,22 @@ static bool addresses_differ(const struct enrolment *e, const struct pod *entry,
 	return false;
 }
 
+static bool is_netns_of(int netns_fd, const struct pod *entry)
+{
+	struct error ignored = {0};
+	struct netns_id id;
+
+	return netns_fd >= 0 && !netns_identify(netns_fd, &id, &ignored) &&
+	       id.cookie == entry->cookie;
+}
+
+/* The pod's processes lead to its namespace, and what its entry says does not any more. */
+static bool netns_has_moved(const struct member *m, const struct pod *entry)
+{
+	return m->found_fd >= 0 && is_enrolled(entry) && !can_open(entry) &&
+	       (was_found(entry) || is_netns_of(m->found_fd, entry));
+}
+
 static enum enrol_validation validation_of(const struct kube_pod *kp)
 {
 	switch (kp->validation.state) {
@@ -227,6 +243,7 @@ static struct enrol_view view_of(const struct enrolment *e, const struct look *l
 			kube_store_complete(e->store, KUBE_PODS),
 		.has_ips = (kp && kp->n_ips) || (entry && entry->n_ips),
 		.netns_known = look->m->found_fd >= 0 || can_open(entry),
+		.netns_moved = netns_has_moved(look->m, entry),
 		.lingers = look->m->lingers_until_ms != 0,
 		.admit_without_ztunnel = e->cfg.admit_without_ztunnel,
 		.repairs = e->cfg.repair->redirect,
@@ -462,15 +479,6 @@ static int register_found(struct enrolment *e, const struct look *look, int netn
 
 	addresses_of(look->kp, ips);
 	return registration_add_found(e->cfg.registration, &found, &look->facts, err);
-}
-
-static bool is_netns_of(int netns_fd, const struct pod *entry)
-{
-	struct error ignored = {0};
-	struct netns_id id;
-
-	return netns_fd >= 0 && !netns_identify(netns_fd, &id, &ignored) &&
-	       id.cookie == entry->cookie;
 }
 
 /* A plugin's, whose path may lead nowhere any more. */
@@ -772,6 +780,7 @@ static void update(struct enrolment *e, const struct look *look)
 		return;
 	}
 	no_trouble(look->m);
+	forget_found(look->m); /* its entry has the path */
 	e->changed++;
 	log_write(LOG_INFO, "pod's redirection changed while it runs", "namespace", look->m->ns,
 		  "pod", look->m->name, "reason", look->step.reason, NULL);

@@ -469,6 +469,38 @@ test_found_pod_ends() {
 	wait_for 10 status_is .enrolment.ztunnel.ready 1
 }
 
+both_sleep() { # POD: they have come into its namespace
+	local pid n=0
+	while read -r pid; do
+		[ "$(cat "/proc/$pid/comm")" != sleep ] || n=$((n + 1))
+	done <"$(pod_cgroup_dir "$1")/app/cgroup.procs"
+	[ "$n" -eq 2 ]
+}
+
+# A pod whose namespace has no name is known by the process that it was found by. That one ends,
+# others live on there, and a new ztunnel has to be given the namespace.
+test_found_process_ends() {
+	local found other
+	run_pod moved
+	pod_start other moved app "$APP_UID" sleep infinity
+	wait_for 10 both_sleep moved
+	umount /run/netns/moved
+	label_pod moved "$AMBIENT"
+	wait_for 10 mode_is moved ambient
+	found=$(pod_field moved netns)
+	found=${found#/proc/} found=${found%/ns/net}
+	zds_stop
+	kill -KILL "$found"
+	wait_for 10 has_ended "$found"
+	rm "$NODE_DIR/zds.log" # of the one before
+	zds_start
+	wait_for 10 ztunnel_was_told "${UID_OF[moved]} moved demo default"
+	mode_is moved ambient
+	read -r other <"$(pod_cgroup_dir moved)/app/cgroup.procs"
+	mount --bind "/proc/$other/ns/net" /run/netns/moved
+	end_pod moved
+}
+
 # A pod that says that it is in the mesh, and of which the kernel has nothing: a node that was
 # rebooted looks like that, as far as the pod had not been made anew.
 test_annotation_without_the_kernel() {
@@ -927,6 +959,7 @@ check "what a proxy's environment said is known after a restart" test_environmen
 check "a label that goes while no agent runs is noticed" test_agent_away_while_the_label_goes
 check "so is a pod that goes" test_agent_away_while_a_pod_goes
 check "a found pod that ends is forgotten soon" test_found_pod_ends
+check "one whose process ends is reached by its others" test_found_process_ends
 check "a pod whose path is lost is reached by its processes" test_lost_path
 check "one that was named otherwise gets its name when the API says it" test_agent_without_the_api
 check "and its service account" test_service_account_is_corrected

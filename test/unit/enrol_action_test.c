@@ -318,6 +318,30 @@ TEST(ztunnel_did_not_take_a_pod_that_is_redirected)
 	return TEST_OK;
 }
 
+/* The process whose namespace it was found as has ended, and others live on there. */
+TEST(a_netns_that_cannot_be_opened_any_more_is_looked_for)
+{
+	struct enrol_view v = enrolled;
+
+	v.netns_known = false;
+	CHECK_STEP(&v, ENROL_WAIT, ENROL_STATUS_ENABLED, "cannot be opened for the next ztunnel");
+	v.ztunnel = ENROL_ZTUNNEL_ABSENT;
+	CHECK_STEP(&v, ENROL_WAIT, ENROL_STATUS_ENABLED, "cannot be opened for the next ztunnel");
+	v.netns_known = v.netns_moved = true;
+	CHECK_STEP(&v, ENROL_UPDATE, ENROL_STATUS_ENABLED, "another path");
+	v.ztunnel = ENROL_ZTUNNEL_UNNEEDED;
+	CHECK_STEP(&v, ENROL_UPDATE, ENROL_STATUS_ENABLED, "another path");
+	v.ztunnel = ENROL_ZTUNNEL_HAS_IT;
+	CHECK_STEP(&v, ENROL_ENROL, ENROL_STATUS_ENABLED, "may lack");
+	/* Once it is updated nobody knows that any more. */
+	v.plan_differs = true;
+	CHECK_STEP(&v, ENROL_ENROL, ENROL_STATUS_ENABLED, "may lack");
+	v.plan_differs = false;
+	v.netns_moved = false;
+	CHECK_STEP(&v, ENROL_NOTHING, ENROL_STATUS_ENABLED, "redirected");
+	return TEST_OK;
+}
+
 TEST(addresses_changed)
 {
 	struct enrol_view v = enrolled;
@@ -449,6 +473,7 @@ static struct enrol_view view_number(unsigned n)
 	v.netns_known = n & 512;
 	v.admit_without_ztunnel = n & 1024;
 	v.repairs = n & 2048;
+	v.netns_moved = v.netns_known && n & 4096;
 	return v;
 }
 
@@ -482,7 +507,7 @@ static enum test_result check_promises(const struct enrol_view *v)
 
 TEST(every_view_gets_a_step_that_keeps_its_promises)
 {
-	for (unsigned n = 0; n < 12 * 12 * 4096; n++) {
+	for (unsigned n = 0; n < 12 * 12 * 8192; n++) {
 		struct enrol_view v = view_number(n);
 
 		if (check_promises(&v) != TEST_OK) {
