@@ -245,6 +245,26 @@ struct enrol_step enrol_next(const struct enrol_view *view)
 	return next_of_undecided(view);
 }
 
+/* ---- when ---------------------------------------------------------------------------------- */
+
+bool enrol_is_due(int64_t now_ms, int64_t not_before_ms, int64_t lingers_until_ms,
+		  int64_t *ret_next_ms)
+{
+	const int64_t times[] = {not_before_ms, lingers_until_ms};
+	bool is_due = false;
+
+	*ret_next_ms = INT64_MAX;
+	for (size_t i = 0; i < sizeof(times) / sizeof(times[0]); i++) {
+		if (!times[i])
+			continue;
+		if (times[i] <= now_ms)
+			is_due = true;
+		else if (times[i] < *ret_next_ms)
+			*ret_next_ms = times[i];
+	}
+	return is_due;
+}
+
 const char *enrol_action_name(enum enrol_action action)
 {
 	static const char *const names[] = {

@@ -14,6 +14,7 @@
 #include "pod_policy.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 
 enum enrol_ztunnel {			   /* what the connected ztunnels know of the pod */
 		     ENROL_ZTUNNEL_ABSENT, /* none is connected */
@@ -88,6 +89,13 @@ struct enrol_step {
 };
 
 struct enrol_step enrol_next(const struct enrol_view *view);
+
+/*
+ * Is a pod to be looked at again now? Each time is 0 for none; the first that is still to come is
+ * in *ret_next_ms, INT64_MAX if there is none.
+ */
+bool enrol_is_due(int64_t now_ms, int64_t not_before_ms, int64_t lingers_until_ms,
+		  int64_t *ret_next_ms);
 
 const char *enrol_action_name(enum enrol_action action); /* "enrol", for logs and counters */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "enrolment.h"
 
+#include "enrol_action.h"
 #include "enrolment_private.h"
 #include "error.h"
 #include "event_loop.h"
@@ -194,11 +195,6 @@ void enrolment_due_all(struct enrolment *e)
 
 static void retry_at(struct enrolment *e, int64_t at_ms);
 
-static int64_t earlier(int64_t a_ms, int64_t b_ms) /* 0: never */
-{
-	return !a_ms || (b_ms && b_ms < a_ms) ? b_ms : a_ms;
-}
-
 static void on_retry(void *arg)
 {
 	struct enrolment *e = arg;
@@ -207,13 +203,11 @@ static void on_retry(void *arg)
 	e->retry_timer = NULL;
 	for (size_t i = 0; i < MEMBER_BUCKETS; i++)
 		for (struct member *m = e->members[i]; m; m = m->next) {
-			int64_t at_ms = earlier(m->not_before_ms, m->lingers_until_ms);
+			int64_t at_ms;
 
-			if (!at_ms)
-				continue;
-			if (at_ms <= now)
+			if (enrol_is_due(now, m->not_before_ms, m->lingers_until_ms, &at_ms))
 				enrolment_due(e, m);
-			else if (at_ms < next)
+			if (at_ms < next)
 				next = at_ms;
 		}
 	if (next != INT64_MAX)

@@ -518,6 +518,26 @@ TEST(every_view_gets_a_step_that_keeps_its_promises)
 	return TEST_OK;
 }
 
+TEST(a_pod_is_looked_at_again_when_any_of_its_times_has_come)
+{
+	int64_t next = 0;
+
+	CHECK(!enrol_is_due(100, 0, 0, &next));
+	CHECK_EQ(next, INT64_MAX);
+	CHECK(!enrol_is_due(100, 101, 0, &next));
+	CHECK_EQ(next, 101);
+	CHECK(!enrol_is_due(100, 300, 200, &next));
+	CHECK_EQ(next, 200);
+	CHECK(enrol_is_due(100, 0, 100, &next));
+	CHECK_EQ(next, INT64_MAX);
+	/* That one is over says nothing about the other. */
+	CHECK(enrol_is_due(100, 50, 200, &next));
+	CHECK_EQ(next, 200);
+	CHECK(enrol_is_due(100, 200, 50, &next));
+	CHECK_EQ(next, 200);
+	return TEST_OK;
+}
+
 TEST(a_proxy_of_the_node_is_told_nothing)
 {
 	struct enrol_view v = ready;
