@@ -979,9 +979,13 @@ static void decide_and_act(struct enrolment *e, struct look *look)
 	bool again = awaits_end(&view, look->entry);
 
 	warn_once(look);
-	if (is_only_about_injection(look) && !view.gone && !view.ended)
+	if (is_only_about_injection(look) && !view.gone && !view.ended) {
+		enrolment_search_end(e, look->m);
 		return;
+	}
 	look->step = enrol_next(&view);
+	if (!acts(look->step.action) && look->step.action != ENROL_WAIT)
+		enrolment_search_end(e, look->m); /* nobody needs what it would find */
 	if (acts(look->step.action)) {
 		/* What is under way is told when it is done, by the look that follows. */
 		if (!waits) {

@@ -501,6 +501,23 @@ test_found_process_ends() {
 	end_pod moved
 }
 
+is_looking_for_processes() {
+	grep -q sched_process_exec "/proc/$(cat "$NODE_DIR/agent.pid")/fdinfo"/*
+}
+
+# Nothing runs in it, so that it is not found; what is not wanted any more is not looked for.
+test_search_ends() {
+	wait_for 10 check_fails is_looking_for_processes
+	api_pod lazy
+	pod_add lazy
+	cluster_pod_status demo lazy Running "${POD_IP4[lazy]}" "${POD_IP6[lazy]}" >/dev/null
+	label_pod lazy "$AMBIENT"
+	wait_for 10 is_looking_for_processes
+	label_pod lazy "$NOT_AMBIENT"
+	wait_for 10 check_fails is_looking_for_processes
+	end_pod lazy
+}
+
 # A pod that says that it is in the mesh, and of which the kernel has nothing: a node that was
 # rebooted looks like that, as far as the pod had not been made anew.
 test_annotation_without_the_kernel() {
@@ -960,6 +977,7 @@ check "a label that goes while no agent runs is noticed" test_agent_away_while_t
 check "so is a pod that goes" test_agent_away_while_a_pod_goes
 check "a found pod that ends is forgotten soon" test_found_pod_ends
 check "one whose process ends is reached by its others" test_found_process_ends
+check "nothing is looked for when the pod is not wanted any more" test_search_ends
 check "a pod whose path is lost is reached by its processes" test_lost_path
 check "one that was named otherwise gets its name when the API says it" test_agent_without_the_api
 check "and its service account" test_service_account_is_corrected
