@@ -432,7 +432,7 @@ test_lost_path() {
 	label_pod lost "$NOT_AMBIENT"
 	wait_for 10 mode_is lost none
 	mount --bind "$NODE_DIR/lost" /run/netns/lost
-	umount "$NODE_DIR/lost"
+	wait_for 10 umount "$NODE_DIR/lost" # the agent may just be looking
 	goes_direct lost
 	end_pod lost
 }
