@@ -24,6 +24,8 @@
 static const char setup[] = "ip link set lo up; for i in 1 2 3 4; do "
 			    "ip addr add 10.9.9.$i/32 dev lo; "
 			    "ip addr add fd99::$i/128 dev lo nodad; done";
+/* The kernel makes the routes to addresses of IPv6 a moment later, in a worker. */
+static const char has_routes[] = "[ $(ip -6 route show table local | grep -c fd99) = 4 ]";
 static const char take_away[] = "for i in 3 4; do ip addr del 10.9.9.$i/32 dev lo; "
 				"ip addr del fd99::$i/128 dev lo; done";
 static const char track[] = "nft 'add table inet t; "
@@ -66,6 +68,18 @@ static socklen_t make_address(const char *text, uint16_t port, struct sockaddr_s
 	v6->sin6_family = AF_INET6;
 	v6->sin6_port = htons(port);
 	return sizeof(*v6);
+}
+
+static int set_up(int netns)
+{
+	int r = in(netns, setup);
+
+	for (int ms = 0; !r && in(netns, has_routes); ms += 10) {
+		if (ms >= 5000)
+			return -ETIMEDOUT;
+		usleep(10000);
+	}
+	return r;
 }
 
 static int open_inside(void *arg, struct error *err)
@@ -148,7 +162,7 @@ TEST(entries_of_connections_whose_end_was_not_seen_are_forgotten)
 
 	if (netns_new(&netns, &err))
 		return TEST_SKIP;
-	CHECK_EQ(in(netns, setup), 0);
+	CHECK_EQ(set_up(netns), 0);
 	CHECK_EQ(in(netns, track), 0);
 	CHECK_EQ(conntrack_forget_ended(netns, &n, &err), 0);
 	CHECK_EQ(n, 0);
@@ -183,7 +197,7 @@ TEST(what_passes_through_the_pod_is_left_alone)
 
 	if (netns_new(&netns, &err))
 		return TEST_SKIP;
-	CHECK_EQ(in(netns, setup), 0);
+	CHECK_EQ(set_up(netns), 0);
 	CHECK_EQ(in(netns, track), 0);
 	CHECK_EQ(open_in(netns, &passing4), 0);
 	CHECK_EQ(open_in(netns, &passing6), 0);
@@ -217,7 +231,7 @@ TEST(the_connections_of_a_namespace_that_has_none_are_not_listed)
 
 	if (netns_new(&netns, &err))
 		return TEST_SKIP;
-	CHECK_EQ(in(netns, setup), 0);
+	CHECK_EQ(set_up(netns), 0);
 	CHECK_EQ(in(netns, track), 0);
 	CHECK_EQ(list_rights(CAPNG_DROP), 0);
 	without = conntrack_forget_ended(netns, &n, &err);
@@ -242,7 +256,7 @@ static int end_late(bool loose, size_t *ret_n)
 	struct error err = {0};
 	int r = netns_new(&netns, &err);
 
-	r = r ? r : in(netns, setup);
+	r = r ? r : set_up(netns);
 	r = r ? r : open_in(netns, &idle);
 	r = r ? r : open_in(netns, &busy);
 	r = r ? r : conntrack_set_loose(netns, loose, &err);
