@@ -3,6 +3,7 @@
 
 #include "accelerate_probe.skel.h"
 #include "accelerate_probe_private.h"
+#include "monotonic.h"
 #include "netns.h"
 #include "scoped.h"
 
@@ -80,10 +81,12 @@ static int attempt(struct probe_bench *bench, const struct probe_trial *trial, s
 
 	bench->step_ms = PROBE_STEP_MS;
 	for (int i = 0; i < ATTEMPTS && bench->patience_ms >= bench->step_ms; i++) {
+		int64_t started_ms = monotonic_ms();
+
 		r = trial->run(bench, err);
 		if (r != -ETIMEDOUT)
 			break;
-		bench->patience_ms -= bench->step_ms;
+		bench->patience_ms -= (int)(monotonic_ms() - started_ms);
 		bench->step_ms *= 2;
 	}
 	return r;

@@ -64,9 +64,32 @@ static int connect_to(struct probe_pair *pair, struct error *err)
 	return 0;
 }
 
-int probe_pair_connect(struct probe_pair *ret, struct probe_bench *bench, struct error *err)
+/* What an earlier attempt gave up waiting for may come first, and goes. */
+static int accept_from(const struct probe_bench *bench, uint16_t port, int *ret, struct error *err)
 {
 	struct pollfd listener = {.fd = bench->listener, .events = POLLIN};
+
+	for (unsigned i = 0; i <= bench->n_pairs; i++) {
+		struct sockaddr_in peer = {0};
+		socklen_t size = sizeof(peer);
+		scoped_fd int fd = -1;
+
+		poll(&listener, 1, bench->step_ms);
+		fd = accept4(bench->listener, (struct sockaddr *)&peer, &size,
+			     SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd < 0)
+			return error_set(err, errno == EAGAIN ? ETIMEDOUT : errno,
+					 "accept a connection on lo");
+		if (ntohs(peer.sin_port) == port) {
+			*ret = take_fd(&fd);
+			return 0;
+		}
+	}
+	return error_set(err, ETIMEDOUT, "accept a connection on lo");
+}
+
+int probe_pair_connect(struct probe_pair *ret, struct probe_bench *bench, struct error *err)
+{
 	int r;
 
 	*ret = (struct probe_pair){.bench = bench, .fds = {-1, -1}};
@@ -76,12 +99,8 @@ int probe_pair_connect(struct probe_pair *ret, struct probe_bench *bench, struct
 	r = connect_to(ret, err);
 	if (r)
 		return r;
-	poll(&listener, 1, bench->step_ms);
-	ret->fds[ACCEPTED] = accept4(bench->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-	if (ret->fds[ACCEPTED] < 0)
-		return error_set(err, errno == EAGAIN ? ETIMEDOUT : errno,
-				 "accept a connection on lo");
-	return tune(ret->fds[ACCEPTED], err);
+	r = accept_from(bench, ret->port, &ret->fds[ACCEPTED], err);
+	return r ? r : tune(ret->fds[ACCEPTED], err);
 }
 
 int probe_pair_insert(const struct probe_pair *pair, struct error *err)

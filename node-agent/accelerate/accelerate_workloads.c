@@ -136,7 +136,7 @@ static int add_numbers_of_pairs(struct numbers *numbers, const struct accelerate
 	struct accel_pair_key key;
 	scoped_fd int fd = accelerate_pins_map(a, name, sizeof(key), value_size);
 	uint32_t left = WALK_MAX;
-	int r = 0;
+	int r = fd < 0 && a->skel ? -EIO : 0; /* there is one */
 
 	for_each_accel_key(fd, &key)
 	{
@@ -155,7 +155,7 @@ static int add_numbers_of_pods(struct numbers *numbers, const struct accelerate 
 	uint64_t cookie;
 	scoped_fd int fd = accelerate_pins_map(a, "accel_pods", sizeof(cookie), sizeof(pod));
 	uint32_t left = WALK_MAX;
-	int r = 0;
+	int r = fd < 0 && a->skel ? -EIO : 0; /* there is one */
 
 	for_each_accel_key(fd, &cookie)
 	{

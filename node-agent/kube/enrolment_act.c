@@ -791,8 +791,11 @@ static void wait_for(struct enrolment *e, const struct look *look)
 {
 	struct member *m = look->m;
 
-	if (look->decision.mode == POD_UNDECIDED)
+	if (look->decision.mode == POD_UNDECIDED) {
+		if (!is_enrolled(look->entry))
+			enrolment_search_end(e, m);
 		return;
+	}
 	if (look->kp && look->kp->n_ips && m->found_fd < 0 && !can_open(look->entry)) {
 		struct error err = {0};
 
@@ -1085,12 +1088,19 @@ void enrolment_look_at(struct enrolment *e, struct member *m)
 	if (give_way(e, m) || !can_decide(e, m) || !take_place(e, m))
 		return;
 	if (look_at(e, m, &look, &err)) {
+		/* Another node's, probably, whose agent decides and writes. */
+		if (look.kp && !look.entry && enrolment_is_elsewhere(e)) {
+			enrolment_search_end(e, m);
+			look_done(&look);
+			return;
+		}
 		decide_and_act(e, &look);
 		/* What was done may have replaced the entry. */
 		if (e->repair && look.kp && look.decision.mode == POD_SIDECAR)
 			pod_repair_look_at(e->repair, look.kp,
 					   is_enrolled(enrolment_entry(e, look.kp, m->uid)));
 	} else {
+		enrolment_search_end(e, m);
 		trouble(e, m, &err, false);
 		look.step.status = status_as_it_is(e, &look);
 		tell_status(e, &look);

@@ -177,7 +177,7 @@ static void settle(struct enrolment *e, struct waiting_add *add)
 	struct error err = {0};
 	int r;
 
-	add->presumed = e->store && !kp && !enrolment_is_current(e);
+	add->presumed = e->store && !kp && (!enrolment_is_current(e) || enrolment_is_elsewhere(e));
 	enrolment_facts(e, kp, NULL, add->req, &facts);
 	facts.presumed = add->presumed;
 	r = pod_policy_decide(e->cfg.policy, &facts, &decision, &err);

@@ -134,6 +134,8 @@ void enrolment_sources_close(struct enrolment *e);
 bool enrolment_is_current(const struct enrolment *e);
 /* The API has a pod that is registered here: what it does not have is gone. */
 void enrolment_is_here(struct enrolment *e);
+/* Does it seem to speak of another node? Not any more when the pods that it lacked have ended. */
+bool enrolment_is_elsewhere(struct enrolment *e);
 void enrolment_search(struct enrolment *e, struct member *m, const struct kube_pod *kp);
 void enrolment_search_end(struct enrolment *e, struct member *m);
 /* Serves it from now on, if it does not yet; not where the proxy is another one. */

@@ -171,6 +171,22 @@ void enrolment_is_here(struct enrolment *e)
 	enrolment_due_all(e);
 }
 
+bool enrolment_is_elsewhere(struct enrolment *e)
+{
+	const struct pod_table *pods = registration_pods(e->cfg.registration);
+
+	for (size_t i = 0; e->is_elsewhere && i < pod_table_count(pods); i++)
+		if (is_missed(e, pod_table_at(pods, i)))
+			return true;
+	if (e->is_elsewhere) {
+		e->is_elsewhere = false;
+		log_write(LOG_INFO, "the pods that the API server does not have have ended", "node",
+			  e->cfg.node, NULL);
+		enrolment_due_all(e);
+	}
+	return false;
+}
+
 static void end_list(struct enrolment *e, enum kube_kind kind)
 {
 	bool is_first = !kube_store_complete(e->store, kind);

@@ -696,12 +696,19 @@ test_wrong_node_name() {
 	# As above.
 	jq -c '.pods[].since = 1000000000' "$state" >"$state.old"
 	mv "$state.old" "$state"
+	api_pod theirs "$NOT_AMBIENT"
+	says_enabled demo theirs
 	agent_up
 	wait_for 10 status_is .enrolment.kubernetes.complete true
 	wait_for 10 status_is .enrolment.ztunnel.ready 1
 	check_has "$(grep "^error .*node=elsewhere" "$NODE_DIR/agent.log")" "--node-name" "the log"
 	check_equal "$(status_field .enrolment.ztunnel.pods)" 1 "pods that ztunnel has"
 	is_captured one
+	# Nor is anything written to the pods that it seems to be asked about.
+	annotate_pod theirs '{"test/noise": "1"}'
+	check_equal "$(status_field .enrolment.kubernetes.written.written)" 0 "what was written"
+	annotation_is theirs "$REDIRECTION" enabled
+	cluster_pod_delete demo theirs
 	# That it is the right name is known from the first pod of it, and what is not there is gone.
 	with_plugin run_pod here "$AMBIENT"
 	mode_is here ambient
