@@ -189,7 +189,7 @@ int probe_try_blocking(struct probe_bench *bench, struct error *err)
 {
 	scoped_pair struct probe_pair pair;
 	struct receiver receiver = {.timeout_ms = RECV_STEPS * bench->step_ms};
-	struct error last_err = {0};
+	struct error ignored = {0};
 	pthread_t thread;
 	int code, last, r = probe_pair_open(&pair, bench, err);
 
@@ -203,12 +203,10 @@ int probe_try_blocking(struct probe_bench *bench, struct error *err)
 		return error_set(err, code, "start a thread");
 	r = wake(&pair, &receiver, err);
 	/* Whatever came of it, the receiver is not to wait until its time is up. */
-	last = probe_say(&pair, CONNECTED, THE_SHORT_WAY, ".", &last_err);
+	last = probe_say(&pair, CONNECTED, THE_SHORT_WAY, ".", r ? &ignored : err);
 	pthread_join(thread, NULL);
-	if (!r && last)
-		*err = last_err, r = last;
-	if (r)
-		return r;
+	if (r || last)
+		return r ? r : last;
 	if (receiver.n < 0 && receiver.code != EAGAIN)
 		return error_set(err, receiver.code, "receive");
 	return probe_tell(bench, TEST_BLOCKING, receiver.n == 1, "woken by room to send: %s",

@@ -160,15 +160,19 @@ static void check_node(struct enrolment *e)
 		  "node", e->cfg.node, "pods", text, NULL);
 }
 
-void enrolment_is_here(struct enrolment *e)
+static void believe_node(struct enrolment *e, const char *why)
 {
 	if (!e->is_elsewhere)
 		return;
 	e->is_elsewhere = false;
-	log_write(LOG_INFO,
-		  "the API server has a pod of this node: those that it does not have are gone",
-		  "node", e->cfg.node, NULL);
+	log_write(LOG_INFO, why, "node", e->cfg.node, NULL);
 	enrolment_due_all(e);
+}
+
+void enrolment_is_here(struct enrolment *e)
+{
+	believe_node(e,
+		     "the API server has a pod of this node: those that it does not have are gone");
 }
 
 bool enrolment_is_elsewhere(struct enrolment *e)
@@ -178,12 +182,7 @@ bool enrolment_is_elsewhere(struct enrolment *e)
 	for (size_t i = 0; e->is_elsewhere && i < pod_table_count(pods); i++)
 		if (is_missed(e, pod_table_at(pods, i)))
 			return true;
-	if (e->is_elsewhere) {
-		e->is_elsewhere = false;
-		log_write(LOG_INFO, "the pods that the API server does not have have ended", "node",
-			  e->cfg.node, NULL);
-		enrolment_due_all(e);
-	}
+	believe_node(e, "the pods that the API server does not have have ended");
 	return false;
 }
 
