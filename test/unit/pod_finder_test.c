@@ -124,6 +124,25 @@ static struct pod_search *search_in(const char *proc)
 	return search;
 }
 
+/* A search and what it walks over, which go at the end of the test. */
+struct bench {
+	const char *proc;
+	struct pod_search *search;
+};
+
+static struct bench bench_open(void)
+{
+	const char *proc = make_proc();
+
+	return (struct bench){proc, search_in(proc)};
+}
+
+static void bench_close(struct bench *bench)
+{
+	pod_search_free(bench->search);
+	remove_proc(bench->proc);
+}
+
 static struct found walk(struct pod_search *search)
 {
 	struct found found = {0};
@@ -135,70 +154,60 @@ static struct found walk(struct pod_search *search)
 
 TEST(a_pod_is_found_by_cgroup_and_address)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int fd = new_pod_netns();
 	struct netns_id id;
 	struct error err = {0};
 	struct found found;
 
 	CHECK(!netns_identify(fd, &id, &err));
-	add_process(proc, 70, POD_A, fd, 500);
-	want(search, POD_A, "::6");
-	want(search, POD_B, "::6");
-	found = walk(search);
+	add_process(bench.proc, 70, POD_A, fd, 500);
+	want(bench.search, POD_A, "::6");
+	want(bench.search, POD_B, "::6");
+	found = walk(bench.search);
 	CHECK_EQ(found.n, 1);
 	CHECK_STR(found.uid, POD_A);
 	CHECK_STR(found.cgroup, "/kubepods/pod" POD_A "/c1");
 	CHECK_EQ(found.pid, 70);
 	CHECK(found.id.cookie == id.cookie);
-	CHECK_EQ(pod_search_wanted(search), 1);
-	CHECK_EQ(walk(search).n, 0); /* once */
-	pod_search_free(search);
-	remove_proc(proc);
+	CHECK_EQ(pod_search_wanted(bench.search), 1);
+	CHECK_EQ(walk(bench.search).n, 0); /* once */
 	return TEST_OK;
 }
 
 TEST(a_namespace_without_the_pods_address_is_not_the_pods)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int foreign = new_pod_netns();
 
-	add_process(proc, 70, POD_A, foreign, 500);
-	want(search, POD_A, "10.1.2.3");
-	CHECK_EQ(walk(search).n, 0);
-	CHECK(!pod_search_want(search, POD_A, NULL, 0, &(struct error){0}));
-	CHECK_EQ(walk(search).n, 0); /* nor is any, of a pod that has none yet */
-	want(search, POD_A, "::6");
-	CHECK_EQ(walk(search).n, 1);
-	pod_search_free(search);
-	remove_proc(proc);
+	add_process(bench.proc, 70, POD_A, foreign, 500);
+	want(bench.search, POD_A, "10.1.2.3");
+	CHECK_EQ(walk(bench.search).n, 0);
+	CHECK(!pod_search_want(bench.search, POD_A, NULL, 0, &(struct error){0}));
+	CHECK_EQ(walk(bench.search).n, 0); /* nor is any, of a pod that has none yet */
+	want(bench.search, POD_A, "::6");
+	CHECK_EQ(walk(bench.search).n, 1);
 	return TEST_OK;
 }
 
 TEST(what_had_another_address_of_the_pod_is_not_the_pods)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int foreign = new_pod_netns();
 	struct found found = {0};
 
-	add_process(proc, 70, POD_A, foreign, 500);
-	want(search, POD_A, "::6");
+	add_process(bench.proc, 70, POD_A, foreign, 500);
+	want(bench.search, POD_A, "::6");
 	for (int entries = 0; entries < 3; entries++)
-		CHECK(pod_search_step(search, 0, on_found, &found));
-	want(search, POD_A, "10.1.2.3");
-	CHECK_EQ(walk(search).n, 0);
-	pod_search_free(search);
-	remove_proc(proc);
+		CHECK(pod_search_step(bench.search, 0, on_found, &found));
+	want(bench.search, POD_A, "10.1.2.3");
+	CHECK_EQ(walk(bench.search).n, 0);
 	return TEST_OK;
 }
 
 TEST(the_process_that_started_first_tells_the_namespace)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int sandbox = new_pod_netns();
 	scoped_fd int later = new_pod_netns();
 	struct netns_id id;
@@ -206,33 +215,28 @@ TEST(the_process_that_started_first_tells_the_namespace)
 	struct found found;
 
 	CHECK(!netns_identify(sandbox, &id, &err));
-	add_process(proc, 70, POD_A, later, 900);
-	add_process(proc, 71, POD_A, sandbox, 500);
-	add_process(proc, 72, POD_A, sandbox, 700);
-	add_process(proc, 73, POD_A, later, 800);
-	want(search, POD_A, "::6");
-	found = walk(search);
+	add_process(bench.proc, 70, POD_A, later, 900);
+	add_process(bench.proc, 71, POD_A, sandbox, 500);
+	add_process(bench.proc, 72, POD_A, sandbox, 700);
+	add_process(bench.proc, 73, POD_A, later, 800);
+	want(bench.search, POD_A, "::6");
+	found = walk(bench.search);
 	CHECK_EQ(found.n, 1);
 	CHECK_EQ(found.pid, 71);
 	CHECK(found.id.cookie == id.cookie);
-	pod_search_free(search);
-	remove_proc(proc);
 	return TEST_OK;
 }
 
 TEST(the_hosts_own_namespace_is_no_pods)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int own = -1;
 	struct error err = {0};
 
 	CHECK(!netns_open("/proc/self/ns/net", &own, &err));
-	add_process(proc, 70, POD_A, own, 500);
-	want(search, POD_A, "127.0.0.1");
-	CHECK_EQ(walk(search).n, 0);
-	pod_search_free(search);
-	remove_proc(proc);
+	add_process(bench.proc, 70, POD_A, own, 500);
+	want(bench.search, POD_A, "127.0.0.1");
+	CHECK_EQ(walk(bench.search).n, 0);
 	return TEST_OK;
 }
 
@@ -283,26 +287,22 @@ TEST(a_walk_that_began_before_a_pod_was_wanted_does_not_tell_its_namespace)
 
 TEST(a_pod_that_is_wanted_again_and_again_is_found)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int fd = new_pod_netns();
 	struct found found = {0};
 
-	add_process(proc, 70, POD_A, fd, 500);
+	add_process(bench.proc, 70, POD_A, fd, 500);
 	for (int i = 0; i < 8 && !found.n; i++) {
-		want(search, POD_A, "::6");
-		pod_search_step(search, 0, on_found, &found);
+		want(bench.search, POD_A, "::6");
+		pod_search_step(bench.search, 0, on_found, &found);
 	}
 	CHECK_EQ(found.n, 1);
-	pod_search_free(search);
-	remove_proc(proc);
 	return TEST_OK;
 }
 
 TEST(one_process_says_that_a_pod_is_there_and_a_walk_where)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int sandbox = new_pod_netns();
 	scoped_fd int later = new_pod_netns();
 	struct netns_id id;
@@ -310,90 +310,76 @@ TEST(one_process_says_that_a_pod_is_there_and_a_walk_where)
 	struct found found;
 
 	CHECK(!netns_identify(sandbox, &id, &err));
-	want(search, POD_A, "::6");
-	CHECK(!pod_search_look_at(search, 71));
-	add_process(proc, 70, POD_A, sandbox, 500);
-	add_process(proc, 71, POD_A, later, 900);
-	CHECK(pod_search_look_at(search, 71));
-	CHECK_EQ(pod_search_wanted(search), 1);
-	found = walk(search);
+	want(bench.search, POD_A, "::6");
+	CHECK(!pod_search_look_at(bench.search, 71));
+	add_process(bench.proc, 70, POD_A, sandbox, 500);
+	add_process(bench.proc, 71, POD_A, later, 900);
+	CHECK(pod_search_look_at(bench.search, 71));
+	CHECK_EQ(pod_search_wanted(bench.search), 1);
+	found = walk(bench.search);
 	CHECK_EQ(found.n, 1);
 	CHECK_EQ(found.pid, 70);
 	CHECK(found.id.cookie == id.cookie);
-	CHECK(!pod_search_look_at(search, 71));
-	pod_search_free(search);
-	remove_proc(proc);
+	CHECK(!pod_search_look_at(bench.search, 71));
 	return TEST_OK;
 }
 
 TEST(a_process_that_starts_during_a_walk_takes_part_in_it)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int fd = new_pod_netns();
 	struct found found = {0};
 
-	want(search, POD_A, "::6");
-	CHECK(pod_search_step(search, 0, on_found, &found));
-	add_process(proc, 70, POD_A, fd, 500);
-	CHECK(pod_search_look_at(search, 70));
+	want(bench.search, POD_A, "::6");
+	CHECK(pod_search_step(bench.search, 0, on_found, &found));
+	add_process(bench.proc, 70, POD_A, fd, 500);
+	CHECK(pod_search_look_at(bench.search, 70));
 	CHECK_EQ(found.n, 0);
-	CHECK_EQ(walk(search).n, 1);
-	pod_search_free(search);
-	remove_proc(proc);
+	CHECK_EQ(walk(bench.search).n, 1);
 	return TEST_OK;
 }
 
 TEST(a_pod_that_this_walk_is_not_for_has_another_one_follow)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int fd = new_pod_netns();
 	struct found found = {0};
 
-	want(search, POD_B, "::6");
-	CHECK(pod_search_step(search, 0, on_found, &found));
-	want(search, POD_A, "::6");
-	add_process(proc, 70, POD_A, fd, 500);
-	CHECK(pod_search_look_at(search, 70));
-	found = walk(search);
+	want(bench.search, POD_B, "::6");
+	CHECK(pod_search_step(bench.search, 0, on_found, &found));
+	want(bench.search, POD_A, "::6");
+	add_process(bench.proc, 70, POD_A, fd, 500);
+	CHECK(pod_search_look_at(bench.search, 70));
+	found = walk(bench.search);
 	CHECK_EQ(found.n, 1);
 	CHECK_EQ(found.pid, 70);
-	pod_search_free(search);
-	remove_proc(proc);
 	return TEST_OK;
 }
 
 TEST(what_started_unheard_during_a_walk_is_found_by_another)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int fd = new_pod_netns();
 	struct found found = {0};
 
-	want(search, POD_A, "::6");
-	CHECK(pod_search_step(search, 0, on_found, &found));
-	CHECK(pod_search_step(search, 0, on_found, &found)); /* that was all of them */
-	add_process(proc, 70, POD_A, fd, 500);
-	pod_search_again(search);
-	CHECK_EQ(walk(search).n, 1);
-	pod_search_free(search);
-	remove_proc(proc);
+	want(bench.search, POD_A, "::6");
+	CHECK(pod_search_step(bench.search, 0, on_found, &found));
+	CHECK(pod_search_step(bench.search, 0, on_found, &found)); /* that was all of them */
+	add_process(bench.proc, 70, POD_A, fd, 500);
+	pod_search_again(bench.search);
+	CHECK_EQ(walk(bench.search).n, 1);
 	return TEST_OK;
 }
 
 TEST(a_pod_that_is_forgotten_is_not_found)
 {
-	const char *proc = make_proc();
-	struct pod_search *search = search_in(proc);
+	scoped(bench_close) struct bench bench = bench_open();
 	scoped_fd int fd = new_pod_netns();
 
-	add_process(proc, 70, POD_A, fd, 500);
-	want(search, POD_A, "::6");
-	pod_search_forget(search, POD_A);
-	pod_search_forget(search, POD_B);
-	CHECK_EQ(walk(search).n, 0);
-	pod_search_free(search);
-	remove_proc(proc);
+	add_process(bench.proc, 70, POD_A, fd, 500);
+	want(bench.search, POD_A, "::6");
+	pod_search_forget(bench.search, POD_A);
+	pod_search_forget(bench.search, POD_B);
+	CHECK_EQ(walk(bench.search).n, 0);
 	return TEST_OK;
 }
